@@ -4,9 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
+from PIL import Image
 
 SHARED_DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _compilation_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What one test has compiled, no other compiles again; nothing outlives the session."""
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("jax-cache")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 @pytest.fixture(autouse=True)
@@ -30,4 +40,21 @@ def iitd() -> Path:
     folder = SHARED_DATA / "iitd"
     if not folder.is_dir():
         pytest.skip("the IIT Delhi photographs are not at ../shared/data/iitd")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 20 subjects with 3 small pictures each, smooth and all different."""
+    folder = tmp_path_factory.mktemp("photographs")
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[0:40, 0:40] / 40
+    for subject in range(20):
+        (folder / f"{subject:03d}").mkdir()
+        colour, centre = rng.uniform(0.3, 0.9, 3), rng.uniform(0.35, 0.65, 2)
+        for i in range(3):
+            width = rng.uniform(0.1, 0.25)
+            blob = np.exp(-(((x - centre[0]) / width) ** 2) - ((y - centre[1]) / (2 * width)) ** 2)
+            image = np.uint8(255 * np.clip(0.2 + blob[..., None] * colour * 0.8, 0, 1))
+            Image.fromarray(image).save(folder / f"{subject:03d}" / f"{i}.png")
     return folder
