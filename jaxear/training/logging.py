@@ -1,0 +1,67 @@
+"""What a run writes about itself: metrics.csv, TensorBoard events, pictures, summary.json."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tensorboardX import SummaryWriter
+
+
+class MetricsLog:
+    """Rows of numbers, one per epoch, to `metrics.csv` and TensorBoard.
+
+    Opened again after an interruption, it drops the rows beyond the step that training goes on
+    from, so that no epoch stands in the file twice.
+    """
+
+    def __init__(self, run_dir: Path, *, resume_step: int = 0):
+        self.path = run_dir / "metrics.csv"
+        self.rows: list[dict[str, Any]] = []
+        if self.path.is_file():
+            with self.path.open(newline="") as file:
+                self.rows = [row for row in csv.DictReader(file) if int(row["step"]) <= resume_step]
+        # Events of steps beyond the one resumed from are dropped by TensorBoard itself.
+        self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=resume_step + 1)
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Add one row; it must have "epoch" and "step". On disk when this returns."""
+        self.rows.append(dict(row))
+        fields = list(dict.fromkeys(key for row in self.rows for key in row))
+        temporary = self.path.with_suffix(".tmp")
+        with temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, fields)
+            writer.writeheader()
+            writer.writerows(self.rows)
+        temporary.replace(self.path)
+        for key, value in row.items():
+            if key not in ("epoch", "step"):
+                self._writer.add_scalar(key.replace("_", "/", 1), value, row["step"])
+        self._writer.flush()
+
+    def add_image(self, name: str, image: Any, step: int) -> None:
+        """Show a picture, uint8 [h, w, 3], in TensorBoard."""
+        self._writer.add_image(name, image, step, dataformats="HWC")
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write JSON so that a reader finds the old file or the new one, never half of it."""
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("w") as file:
+        json.dump(values, file, indent=2)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read what `write_json` wrote; nothing where there is no such file."""
+    return json.loads(path.read_text()) if path.is_file() else {}

@@ -1,0 +1,87 @@
+"""AdamW with a schedule, its rates and decay by a parameter's place in the model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import optax
+
+from jaxear.config import OptimConfig
+from jaxear.training.state import Leaves, Partition, Path, Skeleton, split_model
+from jaxear.vae import EarVAE
+
+BACKBONE: Path = ("encoder", "backbone", "encoder")
+
+
+def trainable_parameters(model: EarVAE, freeze: str | int, image_size: int) -> frozenset[str]:
+    """The dotted paths of the parameters that the optimiser moves.
+
+    Not among them are the backbone's stem and first N blocks, or all of it, as `freeze` says, nor
+    parameters on which no output depends: what lies deeper than the features in use gets no
+    gradient, and weight decay alone would wear it away.
+    """
+    skeleton, leaves = split_model(model)
+
+    def is_free(path: Path) -> bool:
+        if path[: len(BACKBONE)] != BACKBONE:
+            return True
+        if freeze in ("none", "all"):
+            return freeze == "none"
+        depth = model.backbone.encoder.block_index(path[len(BACKBONE) :])
+        return int(freeze) == 0 or depth > int(freeze)
+
+    used = _used_leaves(skeleton, leaves, image_size)
+    return frozenset(
+        name for name in leaves.trainable if name in used and is_free(skeleton.paths[name])
+    )
+
+
+def _used_leaves(skeleton: Skeleton, leaves: Partition, image_size: int) -> set[str]:
+    """The leaves on which a reconstruction depends, as JAX finds when it drops unused arguments."""
+    arrays = {**leaves.trainable, **leaves.frozen, **leaves.buffers}
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arrays)
+    images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
+
+    def forward(arrays: Leaves, images: jax.Array) -> tuple[jax.Array, ...]:
+        model = skeleton.model(arrays)
+        mu, logvar = model.encode(images)
+        return mu, logvar, model.decode(mu)
+
+    exported = jax.export.export(jax.jit(forward), platforms=["cpu"])(abstract, images)
+    names = sorted(arrays)  # the order in which JAX flattens a dictionary
+    return {names[i] for i in exported.module_kept_var_idx if i < len(names)}
+
+
+def create_schedule(config: OptimConfig, steps_per_epoch: int) -> optax.Schedule:
+    """Steps done -> learning rate: a linear warm-up, then half a cosine down to 0."""
+    total = config.epochs * steps_per_epoch
+    warmup = min(int(config.warmup_epochs * steps_per_epoch), total - 1)
+    return optax.warmup_cosine_decay_schedule(
+        init_value=0.0 if warmup else config.learning_rate,
+        peak_value=config.learning_rate,
+        warmup_steps=warmup,
+        decay_steps=total,
+    )
+
+
+def create_optimizer(config: OptimConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """Clipping by the global norm, AdamW on matrices and kernels, a lower rate for the backbone."""
+
+    def decayed(params: Any) -> dict[str, bool]:
+        return {name: name.endswith(".kernel") for name in params}
+
+    def scale_backbone(updates: Any, params: Any = None) -> Leaves:
+        prefix = ".".join(map(str, BACKBONE))
+        return {
+            name: update * (config.backbone_lr_scale if name.startswith(prefix) else 1.0)
+            for name, update in updates.items()
+        }
+
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
+        optax.adamw(schedule, b2=0.99, weight_decay=config.weight_decay, mask=decayed),
+        optax.stateless(scale_backbone),
+    )

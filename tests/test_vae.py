@@ -1,0 +1,89 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jaxear.backbones import create_backbone
+from jaxear.errors import UserError
+from jaxear.vae import (
+    Decoder,
+    EarVAE,
+    LatentEncoder,
+    LatentHead,
+    ResidualBlock,
+    UpsampleConv,
+    feature_shape,
+    reparameterize,
+)
+
+FLOAT = jnp.float32
+
+
+def small_vae(image_size=(32, 32), **kwargs):
+    rngs = nnx.Rngs(0)
+    backbone = create_backbone(
+        "sam", image_size=image_size, weights="none", rngs=rngs, depth=1, embed_dim=16, num_heads=2,
+        global_attn_indexes=[0], **kwargs,
+    )  # fmt: skip
+    shape = feature_shape(backbone, image_size)
+    encoder = LatentEncoder(backbone, LatentHead(shape, 8, width=64, dtype=FLOAT, rngs=rngs))
+    decoder = Decoder(8, image_size=image_size, channels=(16, 8), dtype=FLOAT, rngs=rngs)
+    return EarVAE(encoder, decoder, latent_dim=8)
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 4, 3), (2, 5, 7, 6)])
+def test_upsampling_by_phases_equals_nearest_then_convolution(shape):
+    layer = UpsampleConv(shape[-1], 5, dtype=FLOAT, rngs=nnx.Rngs(1))
+    layer.conv.bias.set_value(jnp.arange(5.0))
+    x = jax.random.normal(jax.random.key(0), shape)
+    plain = layer.conv(jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2))
+    np.testing.assert_allclose(layer(x), plain, atol=1e-5)
+
+
+def test_residual_block_starts_as_the_identity():
+    x = jax.random.normal(jax.random.key(0), (2, 4, 4, 8))
+    np.testing.assert_array_equal(ResidualBlock(8, dtype=FLOAT, rngs=nnx.Rngs(0))(x), x)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (32, 48)])
+def test_shapes_and_ranges(size):
+    model = small_vae(size)
+    images = jax.random.uniform(jax.random.key(1), (3, *size, 3))
+    mu, logvar = model.encode(images)
+    assert mu.shape == logvar.shape == (3, 8)
+    decoded = model.decode(mu)
+    assert decoded.shape == images.shape
+    assert 0 <= decoded.min() <= decoded.max() <= 1
+    np.testing.assert_allclose(model.reconstruct(images), decoded, atol=1e-6)
+    assert model.sample(2, jax.random.key(2)).shape == (2, *size, 3)
+    output = model(images, jax.random.key(3))
+    np.testing.assert_allclose(output.reconstruction, model.decode(output.z), atol=1e-6)
+
+
+def test_the_code_depends_on_where_things_are():
+    model = small_vae()
+    image = jnp.zeros((1, 32, 32, 3)).at[:, :16, :16].set(1.0)
+    there, here = model.encode(image)[0], model.encode(image[:, ::-1])[0]
+    assert jnp.abs(there - here).max() > 1e-3
+
+
+def test_reparameterize_draws_from_the_posterior():
+    mu, logvar = jnp.full((20000, 1), 2.0), jnp.full((20000, 1), jnp.log(0.25))
+    z = reparameterize(mu, logvar, jax.random.key(0))
+    assert abs(z.mean() - 2.0) < 0.02
+    assert abs(z.std() - 0.5) < 0.02
+
+
+@pytest.mark.parametrize(
+    ("size", "channels", "message"),
+    [((36, 36), (16, 8, 8, 8), "multiple of 8"), ((32, 32), (20, 12), "multiples of 8")],
+)
+def test_decoder_refuses_what_it_cannot_build(size, channels, message):
+    with pytest.raises(UserError, match=message):
+        Decoder(8, image_size=size, channels=channels, dtype=FLOAT, rngs=nnx.Rngs(0))
+
+
+def test_several_feature_maps_are_refused_with_a_word():
+    with pytest.raises(UserError, match="one feature map"):
+        small_vae(features=["stage1", "last"])

@@ -1,0 +1,202 @@
+import csv
+import dataclasses
+import json
+import os
+import signal
+
+import numpy as np
+import pytest
+
+import jaxear
+from jaxear.config import TrainConfig
+from jaxear.data.pipeline import Batches, load_split, padded_batches
+from jaxear.errors import UserError
+from jaxear.metrics import psnr
+from jaxear.model import load_config
+from jaxear.options import parse_train_options
+from jaxear.train import main, train
+from jaxear.training.checkpoints import Checkpoints
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, photographs):
+    """The directory of a finished run of three epochs."""
+    out = tmp_path_factory.mktemp("runs") / "finished"
+    config = tiny(photographs, out)
+    train(config, progress=False)
+    return out
+
+
+def tiny(photographs, out, **changes):
+    config = TrainConfig(
+        data=str(photographs), image_size=32, val_fraction=0.2, weights="none",
+        backbone_options={
+            "depth": 2, "embed_dim": 32, "num_heads": 2, "global_attn_indexes": [1],
+        },
+        latent_dim=8, head_width=256, decoder_channels=(32, 16, 8), epochs=3, batch_size=8,
+        out=str(out),
+    )  # fmt: skip
+    return dataclasses.replace(config, **changes)
+
+
+def leaves(run_dir, which="latest"):
+    with Checkpoints(run_dir / "checkpoints", read_only=True) as checkpoints:
+        return checkpoints.load_leaves(checkpoints.find(which))
+
+
+def assert_same(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+def test_a_run_leaves_what_it_promises(finished):
+    for name in (
+        "config.yaml",
+        "samples/epoch_0003.png",
+        "eigenears/traversals.png",
+        "eigenears/traversals.pdf",
+        "eigenears/scree.png",
+        "eigenears/eigenears.json",
+    ):
+        assert (finished / name).stat().st_size > 0, name
+    assert list((finished / "tensorboard").iterdir())
+    with (finished / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["1", "2", "3"]
+    assert float(rows[-1]["train_loss"]) < float(rows[0]["train_loss"])
+    summary = json.loads((finished / "summary.json").read_text())
+    promised = {
+        "backbone", "latent_dim", "params_total", "params_trainable", "epochs", "steps",
+        "images_per_second", "step_ms_median", "compile_seconds", "peak_bytes", "val_psnr",
+        "val_ssim", "val_edge", "val_kl", "pc1", "pc_first5", "seed", "versions",
+    }  # fmt: skip
+    assert promised <= summary.keys()
+    assert summary["backbone"] == "sam_vit_b"
+    assert summary["val_psnr"] == pytest.approx(float(rows[-1]["val_psnr"]))
+
+
+def test_a_finished_run_is_not_overwritten(finished):
+    config, _ = parse_train_options(["--config", str(finished / "config.yaml")])
+    with pytest.raises(UserError, match="already holds a run"):
+        train(config, progress=False)
+
+
+def test_loaded_model_reconstructs_as_in_training(finished, photographs):
+    model = jaxear.load_model(finished)
+    config = load_config(finished)
+    images = load_split(config, "val", progress=False).images
+    values = psnr(model.reconstruct(images / np.float32(255)), images / 255.0)
+    rows = list(csv.DictReader((finished / "metrics.csv").read_text().splitlines()))
+    assert float(values.mean()) == pytest.approx(max(float(r["val_psnr"]) for r in rows), abs=1e-3)
+
+
+def test_load_model_tells_what_is_wrong(finished, tmp_path):
+    with pytest.raises(UserError, match="not a run"):
+        jaxear.load_model(tmp_path)
+    with pytest.raises(UserError, match="no checkpoint '99'"):
+        jaxear.load_model(finished, checkpoint="99")
+
+
+def test_interrupted_and_resumed_run_ends_bit_for_bit_the_same(
+    finished, photographs, tmp_path, monkeypatch
+):
+    config = tiny(photographs, tmp_path / "run")
+    interrupt_after(monkeypatch, steps=7)
+    with pytest.raises(KeyboardInterrupt, match="saved at step 7"):
+        train(config, progress=False)
+    monkeypatch.undo()
+    train(config, resume=True, progress=False)
+    assert_same(leaves(finished), leaves(tmp_path / "run"))
+    with (tmp_path / "run" / "metrics.csv").open() as file:
+        assert [row["epoch"] for row in csv.DictReader(file)] == ["1", "2", "3"]
+
+
+def interrupt_after(monkeypatch, steps):
+    """Send this process SIGINT when the training loop has taken so many steps."""
+    epoch = Batches.epoch
+    taken = 0
+
+    def interrupting(self, *args, **kwargs):
+        nonlocal taken
+        for batch in epoch(self, *args, **kwargs):
+            taken += 1
+            if taken == steps:
+                os.kill(os.getpid(), signal.SIGINT)
+            yield batch
+
+    monkeypatch.setattr(Batches, "epoch", interrupting)
+
+
+def test_resume_without_a_checkpoint_says_so(photographs, tmp_path):
+    with pytest.raises(UserError, match="no run to resume"):
+        train(tiny(photographs, tmp_path / "run"), resume=True, progress=False)
+
+
+def changed(before, after, part):
+    return {n for n in before if part in n and not np.array_equal(before[n], after[n])}
+
+
+@pytest.mark.parametrize("freeze", ["all", 1])
+def test_frozen_parameters_stay_and_the_others_move(photographs, tmp_path, freeze):
+    config = tiny(photographs, tmp_path / "run", freeze=freeze, epochs=2)
+    train(config, progress=False)
+    with Checkpoints(tmp_path / "run" / "checkpoints", read_only=True) as checkpoints:
+        first, last = sorted(checkpoints.steps())[:2]
+        before, after = checkpoints.load_leaves(first), checkpoints.load_leaves(last)
+    assert changed(before, after, "decoder.")
+    assert changed(before, after, "encoder.head.")
+    moved = changed(before, after, "backbone.")
+    if freeze == "all":
+        assert not moved
+    else:
+        assert moved
+        assert all(".blocks.1." in name for name in moved)
+
+
+def test_the_neck_is_left_alone_when_the_features_do_not_need_it(finished):
+    summary = json.loads((finished / "summary.json").read_text())
+    neck = sum(v.size for n, v in leaves(finished).items() if ".neck." in n)
+    assert neck > 0
+    assert summary["params_total"] - summary["params_trainable"] == neck
+
+
+def test_settings_that_cannot_work_end_with_exit_code_2(photographs, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert main(["--data", str(tmp_path / "nowhere"), "--out", str(out)]) == 2
+    assert main(["--data", str(photographs), "--epochs", "0", "--out", str(out)]) == 2
+    assert main(["--data", str(photographs), "--backbone", "alexnet", "--out", str(out)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("error:") == 3
+    assert "Traceback" not in error
+    assert not out.exists()
+
+
+def test_missing_weights_say_how_to_get_them(photographs, tmp_path, capsys):
+    assert main(["--data", str(photographs), "--out", str(tmp_path / "run")]) == 2
+    assert "scripts/port_sam.py" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_batches_cover_each_image_once_in_an_order_of_their_own(photographs, tmp_path):
+    config = tiny(photographs, tmp_path, batch_size=4)
+    images = np.arange(12, dtype=np.uint8).reshape(12, 1, 1, 1)
+    batches = Batches(images, config)
+    orders = [np.concatenate(list(batches.epoch(e))).ravel() for e in (0, 1, 0)]
+    assert sorted(orders[0]) == list(range(12))
+    assert not np.array_equal(orders[0], orders[1])
+    np.testing.assert_array_equal(orders[0], orders[2])
+    rest = np.concatenate(list(batches.epoch(1, start=2))).ravel()
+    np.testing.assert_array_equal(rest, orders[1][8:])
+
+
+def test_a_split_smaller_than_a_batch_is_an_error(photographs, tmp_path):
+    with pytest.raises(UserError, match="smaller --batch-size"):
+        Batches(np.zeros((3, 1, 1, 1), np.uint8), tiny(photographs, tmp_path))
+
+
+def test_padded_batches_have_one_shape_and_lose_nothing():
+    batches = list(padded_batches(np.arange(7), 3))
+    assert [len(batch) for batch, _ in batches] == [3, 3, 3]
+    assert [n for _, n in batches] == [3, 3, 1]
+    np.testing.assert_array_equal(np.concatenate([b[:n] for b, n in batches]), np.arange(7))
