@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# Everything that must hold before a change lands: lint, types, tests, in a fresh virtual environment.
+# Arguments go to pytest: `bash scripts/check.sh -m "not slow"`.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+environment=$(mktemp -d)
+trap 'rm -rf "$environment"' EXIT
+python3 -m venv "$environment"
+PATH="$environment/bin:$PATH"
+pip install --quiet --constraint constraints.txt torch torchvision --editable '.[dev]'
+
+ruff check .
+ruff format --check .
+pyright
+pytest "$@"
