@@ -131,11 +131,16 @@ class RunConfig:
         out: the run's directory; runs/<backbone> where it is not given.
         seed: of initialisation, data order and noise.
         sample_images: how many validation ears the grid of reconstructions shows.
+        init_from: a finished run whose model this one starts from, as far as it fits.
+        stages: settings of stages trained one after the other, each beginning from the one before;
+            what a stage does not set is as for the whole run.
     """
 
     out: str | None = None
     seed: int = 0
     sample_images: int = 8
+    init_from: str | None = None
+    stages: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,7 @@ def objective(
     mu: jax.Array,
     logvar: jax.Array,
     kl_weight: jax.Array | float,
-    features: tuple[jax.Array, jax.Array] | None = None,
+    features: tuple[Any, Any] | None = None,
 ) -> tuple[jax.Array, Mapping[str, jax.Array]]:
     """The training objective and its terms, means over the batch.
 
@@ -102,7 +102,8 @@ def objective(
         reconstruction, target: images [b, h, w, 3].
         mu, logvar: [b, d].
         kl_weight: the present weight of the KL term (it may be warming up).
-        features: those of the reconstruction and of the target, for the perceptual term.
+        features: those of the reconstruction and of the target, for the perceptual term; each a
+            map [b, h, w, c], or a tuple of maps, over which the mean is taken.
     """
     _, height, width, channels = target.shape
     weights: Any = 1.0
@@ -119,7 +120,8 @@ def objective(
         terms["edge"] = edge(reconstruction, target)
     if config.perceptual_weight > 0:
         assert features is not None, "the perceptual term needs features"
-        terms["perceptual"] = perceptual(*features)
+        distances = jax.tree.leaves(jax.tree.map(perceptual, *features))
+        terms["perceptual"] = sum(distances, jnp.zeros(())) / len(distances)
     means = {name: jnp.mean(value) for name, value in terms.items()}
     reconstruction_loss = sum(
         (getattr(config, f"{name}_weight") * value for name, value in means.items()),

@@ -18,7 +18,15 @@ from jaxear.errors import UserError
 from jaxear.options import parse_train_options
 from jaxear.training.checkpoints import Checkpoints
 from jaxear.training.state import split_model
-from jaxear.vae import Decoder, EarVAE, LatentEncoder, LatentHead, feature_shape
+from jaxear.vae import (
+    Decoder,
+    EarVAE,
+    FusedHead,
+    LatentEncoder,
+    LatentHead,
+    create_head,
+    feature_shapes,
+)
 
 
 def compute_dtype(name: str) -> Any:
@@ -53,10 +61,11 @@ def create_vae(
         features=config.features,
         **config.backbone_options,
     )
-    shape = feature_shape(backbone, size)
+    shapes = feature_shapes(backbone, size)
 
-    def random_parts(rngs: nnx.Rngs) -> tuple[LatentHead, Decoder]:
-        head = LatentHead(shape, config.latent_dim, width=config.head_width, dtype=dtype, rngs=rngs)
+    def random_parts(rngs: nnx.Rngs) -> tuple[LatentHead | FusedHead, Decoder]:
+        width = config.head_width
+        head = create_head(shapes, config.latent_dim, width=width, dtype=dtype, rngs=rngs)
         channels = config.decoder_channels
         decoder = Decoder(
             config.latent_dim, image_size=size, channels=channels, dtype=dtype, rngs=rngs
@@ -78,24 +87,31 @@ def random_stream(seed: int) -> nnx.Rngs:
 
 
 def load_config(run_dir: str | os.PathLike[str]) -> TrainConfig:
-    """The settings that a run was made with.
+    """The settings that a run was made with; of a staged run, those of its last stage.
 
     Raises:
         UserError: the folder is not a run, or its config.yaml cannot be used.
     """
+    return _last_stage(run_dir)[1]
+
+
+def _last_stage(run_dir: str | os.PathLike[str]) -> tuple[Path, TrainConfig]:
     path = Path(run_dir) / "config.yaml"
     if not path.is_file():
         raise UserError(
             f"{run_dir} is not a run: it has no config.yaml. Give one such as runs/sam."
         )
-    return parse_train_options(["--config", str(path)])[0]
+    config = parse_train_options(["--config", str(path)])[0]
+    if config.stages:
+        return _last_stage(Path(run_dir) / f"stage{len(config.stages)}")
+    return Path(run_dir), config
 
 
 def load_model(run_dir: str | os.PathLike[str], checkpoint: str | int = "best") -> EarVAE:
     """Load a trained model; the ported weights it started from are not needed.
 
     Args:
-        run_dir: the run's directory.
+        run_dir: the run's directory; of a staged run, its last stage is taken.
         checkpoint: "best" (by PSNR on the validation split), "latest", or a step.
 
     Returns:
@@ -104,8 +120,7 @@ def load_model(run_dir: str | os.PathLike[str], checkpoint: str | int = "best") 
     Raises:
         UserError: not a run, or no such checkpoint in it.
     """
-    run_dir = Path(run_dir)
-    config = load_config(run_dir)
+    run_dir, config = _last_stage(run_dir)
     model = nnx.eval_shape(
         lambda: create_vae(config, config.image_size, rngs=nnx.Rngs(0), load_weights=False)
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import sys
 from collections.abc import Sequence
@@ -11,21 +12,23 @@ from typing import Any
 import jax
 
 from jaxear import figures
+from jaxear.backbones.registry import full_name
 from jaxear.command import run_command
-from jaxear.config import TrainConfig, validate
+from jaxear.config import TrainConfig, from_dict, validate
 from jaxear.data.pipeline import Batches, load_split
 from jaxear.eigenears import write_eigenears
 from jaxear.errors import UserError
-from jaxear.model import create_vae, random_stream
+from jaxear.model import create_vae, load_config, random_stream
 from jaxear.options import parse_train_options
 from jaxear.training.checkpoints import Checkpoints
 from jaxear.training.evaluation import evaluate_images
+from jaxear.training.inherit import inherit
 from jaxear.training.interrupt import Interrupt
 from jaxear.training.logging import MetricsLog, read_json, write_json
 from jaxear.training.meters import MeanMetrics, StepClock, TrainingBar
 from jaxear.training.optimizer import create_optimizer, create_schedule, trainable_parameters
 from jaxear.training.sharding import DataParallel
-from jaxear.training.state import create_state, split_model
+from jaxear.training.state import Partition, create_state, split_model
 from jaxear.training.step import make_eval_step, make_train_step
 from jaxear.training.summary import run_facts
 
@@ -68,6 +71,8 @@ def train(config: TrainConfig, *, resume: bool = False, progress: bool = True) -
     eval_skeleton, _ = split_model(model)
     schedule = create_schedule(config, steps_per_epoch)
     optimizer = create_optimizer(config, schedule)
+    if config.init_from is not None and not resume:
+        leaves = start_from(leaves, config)
     state = parallel.put_state(create_state(leaves, optimizer))
     del leaves
 
@@ -143,8 +148,49 @@ def train(config: TrainConfig, *, resume: bool = False, progress: bool = True) -
     return summary
 
 
+def start_from(leaves: Partition, config: TrainConfig) -> Partition:
+    """The leaves with those of the run `config.init_from` in place of them, as far as they fit."""
+    run_dir = str(config.init_from)
+    before = load_config(run_dir)
+    taken, _ = inherit(
+        {name: leaf.shape for group in leaves for name, leaf in group.items()},
+        run_dir,
+        same_backbone=full_name(before.backbone) == full_name(config.backbone),
+    )
+    return Partition(*({n: taken.get(n, leaf) for n, leaf in group.items()} for group in leaves))
+
+
+def train_stages(config: TrainConfig, *, resume: bool = False, progress: bool = True) -> None:
+    """Train the stages of a configuration one after the other, each from the model before it.
+
+    Stage i is a run of its own in `stage<i>/` of the run's directory. Resuming passes over the
+    stages that are finished.
+
+    Raises:
+        UserError: a stage sets something that is not a setting; and as `train`.
+    """
+    run_dir = config.run_dir
+    if not resume and (run_dir / "config.yaml").exists():
+        raise UserError(f"{run_dir} already holds a run. Go on by --resume, or give another --out.")
+    run_dir.mkdir(parents=True, exist_ok=True)
+    config.save(run_dir / "config.yaml")
+    previous = config.init_from
+    for i, settings in enumerate(config.stages, start=1):
+        values = {**dataclasses.asdict(config), "out": str(run_dir / f"stage{i}"), "stages": []}
+        stage = from_dict({**values, "init_from": previous, **settings})
+        begun = _has_checkpoints(stage.run_dir)
+        logger.info("Stage %d of %d: %s", i, len(config.stages), settings)
+        train(stage, resume=resume and begun, progress=progress)
+        previous = stage.out
+
+
+def _has_checkpoints(run_dir: Path) -> bool:
+    folder = run_dir / "checkpoints"
+    return folder.is_dir() and any(child.name.isdigit() for child in folder.iterdir())
+
+
 def _check_run_dir(run_dir: Path, resume: bool) -> None:
-    started = (run_dir / "checkpoints").is_dir() and any((run_dir / "checkpoints").iterdir())
+    started = _has_checkpoints(run_dir)
     if started and not resume:
         raise UserError(
             f"{run_dir} already holds a run. Go on with it by --resume, or give another --out."
@@ -158,7 +204,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def command() -> None:
         config, resume = parse_train_options(argv)
-        train(config, resume=resume)
+        run = train_stages if config.stages else train
+        run(config, resume=resume)
 
     return run_command(command)
 

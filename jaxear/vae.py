@@ -18,7 +18,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxear.backbones.base import Backbone
+from jaxear.backbones.hybrid import HybridBackbone
 from jaxear.errors import UserError
+
+# Standard deviations from 1e-3 to 55: what lies beyond is a numerical accident.
+LOGVAR_RANGE = (-14.0, 8.0)
 
 
 class VAEOutput(NamedTuple):
@@ -73,31 +77,79 @@ class LatentHead(nnx.Module):
         x = x.reshape(x.shape[0], -1)
         mu = self.mu(x).astype(jnp.float32)
         logvar = self.logvar(x).astype(jnp.float32)
-        return mu, jnp.clip(logvar, -14.0, 8.0)
+        return mu, jnp.clip(logvar, *LOGVAR_RANGE)
+
+
+class FusedHead(nnx.Module):
+    """Several feature maps -> mu, logvar [b, d]: a head for each, fused by a linear layer.
+
+    Each head gives its share of the latent dimensions; the fusion mixes them.
+    """
+
+    def __init__(
+        self,
+        features: Sequence[tuple[int, int, int]],
+        latent_dim: int,
+        *,
+        width: int,
+        dtype: Any,
+        rngs: nnx.Rngs,
+    ):
+        if latent_dim % len(features):
+            raise UserError(
+                f"latent_dim must be a multiple of {len(features)}, the number of feature maps, "
+                f"not {latent_dim}."
+            )
+        share = latent_dim // len(features)
+        self.heads = nnx.List(
+            [LatentHead(shape, share, width=width, dtype=dtype, rngs=rngs) for shape in features]
+        )
+        self.mu = nnx.Linear(latent_dim, latent_dim, dtype=dtype, rngs=rngs)
+        # Starts by passing the heads' log-variances on as they are.
+        self.logvar = nnx.Linear(
+            latent_dim, latent_dim, kernel_init=_identity, dtype=dtype, rngs=rngs
+        )
+
+    def __call__(self, features: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
+        pairs = [head(map_) for head, map_ in zip(self.heads, features, strict=True)]
+        mu, logvar = (jnp.concatenate(parts, axis=-1) for parts in zip(*pairs, strict=True))
+        fused = self.logvar(logvar).astype(jnp.float32)
+        return self.mu(mu).astype(jnp.float32), jnp.clip(fused, *LOGVAR_RANGE)
+
+
+def _identity(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    return jnp.eye(*shape, dtype=dtype)
 
 
 class LatentEncoder(nnx.Module):
-    """Images [b, H, W, 3] in [0, 1] -> mu, logvar [b, d] by one backbone."""
+    """Images [b, H, W, 3] in [0, 1] -> mu, logvar [b, d]: a backbone and the head that reads it."""
 
-    def __init__(self, backbone: Backbone, head: LatentHead):
+    def __init__(self, backbone: Backbone | HybridBackbone, head: LatentHead | FusedHead):
         self.backbone = backbone
         self.head = head
 
     def __call__(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return self.head(self.backbone.feature_map(images))
+        features: Any = self.backbone(images)
+        return self.head(features)
 
 
-def feature_shape(backbone: Backbone, image_size: tuple[int, int]) -> tuple[int, int, int]:
-    """The shape (h, w, c) of the backbone's feature map for images of this size.
-
-    Raises:
-        UserError: the backbone gives several feature maps, but a latent head takes one.
-    """
-    if not backbone.single:
-        raise UserError("The latent head takes one feature map; give features one name.")
+def feature_shapes(
+    backbone: Backbone | HybridBackbone, image_size: tuple[int, int]
+) -> tuple[tuple[int, int, int], ...]:
+    """The shapes (h, w, c) of a backbone's feature maps for images of this size."""
     graphdef, state = nnx.split(backbone)
     images = jax.ShapeDtypeStruct((1, *image_size, 3), jnp.float32)
-    return jax.eval_shape(lambda s, x: nnx.merge(graphdef, s)(x), state, images).shape[1:]
+    maps = jax.eval_shape(lambda s, x: nnx.merge(graphdef, s)(x), state, images)
+    return tuple(map_.shape[1:] for map_ in jax.tree.leaves(maps))
+
+
+def create_head(
+    shapes: Sequence[tuple[int, int, int]], latent_dim: int, **kwargs: Any
+) -> LatentHead | FusedHead:
+    """The head for feature maps of these shapes: fused where there are several."""
+    if len(shapes) == 1:
+        return LatentHead(shapes[0], latent_dim, **kwargs)
+    return FusedHead(shapes, latent_dim, **kwargs)
 
 
 class UpsampleConv(nnx.Module):
@@ -225,9 +277,18 @@ class EarVAE(nnx.Module):
         self.latent_dim = latent_dim
 
     @property
-    def backbone(self) -> Backbone:
+    def backbone(self) -> Backbone | HybridBackbone:
         """The backbone of the encoder."""
         return self.encoder.backbone
+
+    @property
+    def backbones(self) -> dict[tuple[str | int, ...], Backbone]:
+        """The single backbones by the path of their encoder: one, or those of a hybrid."""
+        path = ("encoder", "backbone")
+        if isinstance(self.backbone, HybridBackbone):
+            parts = enumerate(self.backbone.backbones)
+            return {(*path, "backbones", i, "encoder"): backbone for i, backbone in parts}
+        return {(*path, "encoder"): self.backbone}
 
     def encode(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Images [b, H, W, 3] -> mean and log-variance of q(z|x), both [b, d], float32."""

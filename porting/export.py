@@ -13,11 +13,13 @@ from flax import nnx
 from safetensors.numpy import save_file
 
 from jaxear.backbones.base import Backbone
+from jaxear.backbones.registry import full_name
 from jaxear.backbones.sam import EPSILON, PATCH_SIZE, SamEncoder
 from jaxear.backbones.weights import CLASSIFIER, named_leaves
 from jaxear.command import run_command
 from jaxear.errors import UserError
 from jaxear.model import load_model
+from jaxear.vae import EarVAE
 from porting.atomic import replacing
 from porting.rules import RuleTable, flax_to_torch
 from porting.sam import ENCODER_TABLE
@@ -189,8 +191,19 @@ def _parser() -> argparse.ArgumentParser:
         default="best",
         help="'best' (the default), 'latest' or the number of a step",
     )
+    add("--part", metavar="NAME", help="which backbone of a hybrid, e.g. sam")
     add("--prefix", default="", help="put before every name, e.g. image_encoder. for Meta's Sam")
     return parser
+
+
+def _part(model: EarVAE, part: str | None) -> Backbone:
+    """The model's backbone, or the one of a hybrid that is called `part`."""
+    backbones = {backbone.name: backbone for backbone in model.backbones.values()}
+    if part is None and len(backbones) == 1:
+        return next(iter(backbones.values()))
+    if part is None or full_name(part) not in backbones:
+        raise UserError(f"Say which backbone by --part: {', '.join(backbones)}.")
+    return backbones[full_name(part)]
 
 
 def _run(arguments: argparse.Namespace) -> None:
@@ -199,10 +212,11 @@ def _run(arguments: argparse.Namespace) -> None:
     model = load_model(
         arguments.run, checkpoint=int(checkpoint) if checkpoint.isdigit() else checkpoint
     )
-    how = load_call(model.backbone, out, prefix=arguments.prefix)
-    state = export_encoder(model.backbone, prefix=arguments.prefix)
+    backbone = _part(model, arguments.part)
+    how = load_call(backbone, out, prefix=arguments.prefix)
+    state = export_encoder(backbone, prefix=arguments.prefix)
     save_state(out, state)
     print(
-        f"Wrote {out}: {model.backbone.name} of {arguments.run}, step {model.checkpoint}, "
+        f"Wrote {out}: {backbone.name} of {arguments.run}, step {model.checkpoint}, "
         f"{len(state)} tensors, {out.stat().st_size / 1e6:.0f} MB. It loads with\n\n{how}\n"
     )

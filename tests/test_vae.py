@@ -10,10 +10,10 @@ from jaxear.vae import (
     Decoder,
     EarVAE,
     LatentEncoder,
-    LatentHead,
     ResidualBlock,
     UpsampleConv,
-    feature_shape,
+    create_head,
+    feature_shapes,
     reparameterize,
 )
 
@@ -23,11 +23,11 @@ FLOAT = jnp.float32
 def small_vae(image_size=(32, 32), **kwargs):
     rngs = nnx.Rngs(0)
     backbone = create_backbone(
-        "sam", image_size=image_size, weights="none", rngs=rngs, depth=1, embed_dim=16, num_heads=2,
-        global_attn_indexes=[0], **kwargs,
+        "sam", image_size=image_size, weights="none", rngs=rngs,
+        **{"depth": 1, "embed_dim": 16, "num_heads": 2, "global_attn_indexes": [0], **kwargs},
     )  # fmt: skip
-    shape = feature_shape(backbone, image_size)
-    encoder = LatentEncoder(backbone, LatentHead(shape, 8, width=64, dtype=FLOAT, rngs=rngs))
+    shapes = feature_shapes(backbone, image_size)
+    encoder = LatentEncoder(backbone, create_head(shapes, 8, width=64, dtype=FLOAT, rngs=rngs))
     decoder = Decoder(8, image_size=image_size, channels=(16, 8), dtype=FLOAT, rngs=rngs)
     return EarVAE(encoder, decoder, latent_dim=8)
 
@@ -84,6 +84,20 @@ def test_decoder_refuses_what_it_cannot_build(size, channels, message):
         Decoder(8, image_size=size, channels=channels, dtype=FLOAT, rngs=nnx.Rngs(0))
 
 
-def test_several_feature_maps_are_refused_with_a_word():
-    with pytest.raises(UserError, match="one feature map"):
-        small_vae(features=["stage1", "last"])
+def test_several_feature_maps_are_fused():
+    model = small_vae(depth=2, global_attn_indexes=[0, 1], features=["stage1", "last"])
+    images = jax.random.uniform(jax.random.key(1), (2, 32, 32, 3))
+    mu, logvar = model.encode(images)
+    assert mu.shape == logvar.shape == (2, 8)
+    # Both maps reach every latent dimension
+    for head in model.encoder.head.heads:
+        bias = head.mu.bias
+        before = bias[...]
+        bias.set_value(before + 1.0)
+        assert (jnp.abs(model.encode(images)[0] - mu) > 1e-4).all()
+        bias.set_value(before)
+
+
+def test_fusion_wants_equal_shares():
+    with pytest.raises(UserError, match="multiple of 2"):
+        create_head([(2, 2, 4), (1, 1, 8)], 7, width=8, dtype=FLOAT, rngs=nnx.Rngs(0))

@@ -1,6 +1,7 @@
 """Pretrained encoders in Flax NNX, one file per family."""
 
 from jaxear.backbones.base import Backbone, BackboneSpec, Encoder, FeatureInfo
+from jaxear.backbones.hybrid import HybridBackbone
 from jaxear.backbones.registry import create_backbone, get_spec, list_backbones
 from jaxear.backbones.weights import read_weights, weights_path
 
@@ -9,6 +10,7 @@ __all__ = [
     "BackboneSpec",
     "Encoder",
     "FeatureInfo",
+    "HybridBackbone",
     "create_backbone",
     "get_spec",
     "list_backbones",

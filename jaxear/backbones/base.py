@@ -124,9 +124,3 @@ class Backbone(nnx.Module):
         """Images [b, h, w, 3] in [0, 1] -> features [b, h', w', c], a tuple of them if several."""
         maps = self.encoder.features(self.normalize(images), self.feature_names)
         return maps[0] if self.single else maps
-
-    def feature_map(self, images: jax.Array) -> jax.Array:
-        """As a call, for a backbone with one feature map."""
-        features = self(images)
-        assert isinstance(features, jax.Array), "a backbone with several feature maps"
-        return features

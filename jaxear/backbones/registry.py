@@ -13,6 +13,7 @@ from flax import nnx
 
 from jaxear.backbones import convnext, efficientnet, mobilenetv3, resnet, sam, vgg
 from jaxear.backbones.base import Backbone, BackboneSpec
+from jaxear.backbones.hybrid import HybridBackbone
 from jaxear.backbones.weights import check_backbone, fill, read_weights, weights_path
 from jaxear.errors import UserError, WeightsNotFoundError
 
@@ -36,9 +37,21 @@ SHORT_NAMES: Mapping[str, str] = {
 }
 
 
+HYBRID = "hybrid"
+
+
 def list_backbones() -> tuple[str, ...]:
     """The names that `create_backbone` takes, besides the short ones of the command line."""
-    return tuple(SPECS)
+    return (*SPECS, HYBRID)
+
+
+def full_name(name: str) -> str:
+    """The name in `list_backbones()` that a full or short name stands for.
+
+    Raises:
+        UserError: there is no such backbone.
+    """
+    return HYBRID if name == HYBRID else get_spec(name).name
 
 
 def get_spec(name: str) -> BackboneSpec:
@@ -50,7 +63,7 @@ def get_spec(name: str) -> BackboneSpec:
     spec = SPECS.get(SHORT_NAMES.get(name, name))
     if spec is None:
         raise UserError(
-            f"There is no backbone {name!r}; choose from {', '.join(SPECS)} "
+            f"There is no backbone {name!r}; choose from {', '.join(list_backbones())} "
             f"(short: {', '.join(SHORT_NAMES)})."
         )
     return spec
@@ -65,8 +78,11 @@ def create_backbone(
     rngs: nnx.Rngs | None = None,
     features: str | list[str] | tuple[str, ...] = "last",
     **options: Any,
-) -> Backbone:
+) -> Backbone | HybridBackbone:
     """Build a backbone for images of one size and load its ported weights.
+
+    "hybrid" is several backbones side by side, SAM ViT-B and ResNet-50 by default; its options are
+    `backbones`, their names, and for each of these names a dictionary of its own options.
 
     Args:
         name: one of `list_backbones()`, or its short name.
@@ -85,10 +101,21 @@ def create_backbone(
         WeightsNotFoundError: there are no ported weights; the message says how to get them.
         WeightsMismatchError: the file does not fit the architecture.
     """
+    if name == HYBRID:
+        create = partial(
+            create_backbone,
+            image_size=image_size,
+            weights=_for_all(weights),
+            dtype=dtype,
+            features=features,
+        )
+        rngs = rngs or nnx.Rngs(0)
+        parts = [create(n, rngs=rngs, **own) for n, own in _parts(options)]
+        return HybridBackbone(cast(list[Backbone], parts))
     spec = get_spec(name)
     build = partial(
-        build_backbone,
-        spec.name,
+        _build_one,
+        spec,
         image_size=image_size,
         dtype=dtype,
         features=features,
@@ -129,9 +156,45 @@ def build_backbone(
     rngs: nnx.Rngs | None = None,
     features: str | list[str] | tuple[str, ...] = "last",
     **options: Any,
-) -> Backbone:
+) -> Backbone | HybridBackbone:
     """Build a backbone with random weights, to be filled; arguments as `create_backbone`'s."""
-    spec = get_spec(name)
+    build = partial(_build_one, image_size=image_size, dtype=dtype, features=features)
+    rngs = rngs or nnx.Rngs(0)
+    if name == HYBRID:
+        parts = _parts(options)
+        return HybridBackbone([build(get_spec(n), rngs=rngs, **own) for n, own in parts])
+    return build(get_spec(name), rngs=rngs, **options)
+
+
+def _parts(options: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """The backbones of a hybrid, by name, each with its own options."""
+    names = list(options.get("backbones", ("sam", "resnet50")))
+    if unknown := options.keys() - {"backbones", *names}:
+        raise UserError(
+            f"hybrid has no option {', '.join(sorted(unknown))}; it has backbones, and options for "
+            f"each of {', '.join(names)}."
+        )
+    return [(name, options.get(name, {})) for name in names]
+
+
+def _for_all(weights: str) -> str:
+    if weights not in ("auto", "none"):
+        raise UserError(
+            f"hybrid has several files of weights: weights must be auto or none, not {weights!r}; "
+            "JAXEAR_WEIGHTS names the folder that has them."
+        )
+    return weights
+
+
+def _build_one(
+    spec: BackboneSpec,
+    *,
+    image_size: int | tuple[int, int],
+    dtype: Any,
+    rngs: nnx.Rngs | None = None,
+    features: str | list[str] | tuple[str, ...],
+    **options: Any,
+) -> Backbone:
     size = _check_size(spec, image_size)
     if unknown := options.keys() - {*spec.options, *spec.adapt_options}:
         known = ", ".join(("features", *spec.options, *spec.adapt_options))

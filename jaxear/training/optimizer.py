@@ -13,7 +13,7 @@ from jaxear.config import OptimConfig
 from jaxear.training.state import Leaves, Partition, Path, Skeleton, split_model
 from jaxear.vae import EarVAE
 
-BACKBONE: Path = ("encoder", "backbone", "encoder")
+BACKBONE = "encoder.backbone."
 
 
 def trainable_parameters(model: EarVAE, freeze: str | int, image_size: int) -> frozenset[str]:
@@ -26,12 +26,13 @@ def trainable_parameters(model: EarVAE, freeze: str | int, image_size: int) -> f
     skeleton, leaves = split_model(model)
 
     def is_free(path: Path) -> bool:
-        if path[: len(BACKBONE)] != BACKBONE:
-            return True
-        if freeze in ("none", "all"):
-            return freeze == "none"
-        depth = model.backbone.encoder.block_index(path[len(BACKBONE) :])
-        return int(freeze) == 0 or depth > int(freeze)
+        for prefix, backbone in model.backbones.items():
+            if path[: len(prefix)] == prefix:
+                if freeze in ("none", "all"):
+                    return freeze == "none"
+                depth = backbone.encoder.block_index(path[len(prefix) :])
+                return int(freeze) == 0 or depth > int(freeze)
+        return True
 
     used = _used_leaves(skeleton, leaves, image_size)
     return frozenset(
@@ -74,9 +75,8 @@ def create_optimizer(config: OptimConfig, schedule: optax.Schedule) -> optax.Gra
         return {name: name.endswith(".kernel") for name in params}
 
     def scale_backbone(updates: Any, params: Any = None) -> Leaves:
-        prefix = ".".join(map(str, BACKBONE))
         return {
-            name: update * (config.backbone_lr_scale if name.startswith(prefix) else 1.0)
+            name: update * (config.backbone_lr_scale if name.startswith(BACKBONE) else 1.0)
             for name, update in updates.items()
         }
 

@@ -49,10 +49,7 @@ def make_train_step(
             judge = skeleton.model(
                 jax.lax.stop_gradient(trainable), state.frozen, state.buffers
             ).backbone
-            features = (
-                judge.feature_map(output.reconstruction),
-                jax.lax.stop_gradient(judge.feature_map(target)),
-            )
+            features = (judge(output.reconstruction), jax.lax.stop_gradient(judge(target)))
         progress = jnp.minimum(1.0, (state.step + 1) / warmup_steps) if warmup_steps else 1.0
         loss, metrics = objective(
             config,

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from jaxear.backbones.registry import get_spec
+from jaxear.backbones.registry import full_name
 from jaxear.config import TrainConfig
 from jaxear.training.state import TrainState
 
@@ -25,7 +25,7 @@ def run_facts(config: TrainConfig, state: TrainState) -> dict[str, Any]:
     trainable = sum(leaf.size for leaf in state.trainable.values())
     frozen = sum(leaf.size for leaf in state.frozen.values())
     return {
-        "backbone": get_spec(config.backbone).name,
+        "backbone": full_name(config.backbone),
         "weights": config.weights,
         "latent_dim": config.latent_dim,
         "image_size": config.image_size,

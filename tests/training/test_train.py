@@ -1,5 +1,4 @@
 import csv
-import dataclasses
 import json
 import os
 import signal
@@ -8,7 +7,6 @@ import numpy as np
 import pytest
 
 import jaxear
-from jaxear.config import TrainConfig
 from jaxear.data.pipeline import Batches, load_split, padded_batches
 from jaxear.errors import UserError
 from jaxear.metrics import psnr
@@ -16,6 +14,7 @@ from jaxear.model import load_config
 from jaxear.options import parse_train_options
 from jaxear.train import main, train
 from jaxear.training.checkpoints import Checkpoints
+from tests.training.tiny import tiny
 
 
 @pytest.fixture(scope="module")
@@ -25,18 +24,6 @@ def finished(tmp_path_factory, photographs):
     config = tiny(photographs, out)
     train(config, progress=False)
     return out
-
-
-def tiny(photographs, out, **changes):
-    config = TrainConfig(
-        data=str(photographs), image_size=32, val_fraction=0.2, weights="none",
-        backbone_options={
-            "depth": 2, "embed_dim": 32, "num_heads": 2, "global_attn_indexes": [1],
-        },
-        latent_dim=8, head_width=256, decoder_channels=(32, 16, 8), epochs=3, batch_size=8,
-        out=str(out),
-    )  # fmt: skip
-    return dataclasses.replace(config, **changes)
 
 
 def leaves(run_dir, which="latest"):
