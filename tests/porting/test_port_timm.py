@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import huggingface_hub
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -17,6 +16,8 @@ from porting.checkpoints import file_sha256
 from porting.rules import flax_to_torch
 from porting.timm_models import PORTS
 from tests.torch_reference import torch
+
+huggingface_hub = pytest.importorskip("huggingface_hub")
 
 pytestmark = pytest.mark.torch
 

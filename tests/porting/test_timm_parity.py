@@ -40,14 +40,25 @@ from tests.torch_reference import (
 pytestmark = pytest.mark.torch
 
 timm = import_timm()
-WITH_BATCH_NORM = [name for name in PORTS if "batch_norm" in get_spec(name).options]
 # VGG's hidden layers (120M parameters) teach nothing that narrow ones do not: options of timm's
 # model and of the port's.
 SMALLER: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "vgg16": ({"mlp_ratio": 16 / 4096}, {"config": VGGConfig(hidden=(16, 4096))})
 }
+# The same network as efficientnet_b3 but for padding and eps, which Lite0 shares; Lite0's second
+# table has a rule for every layer.
+SLOW = ("tf_efficientnet_b3", "efficientnet_pytorch")
+
+
+def case(*names: str) -> Any:
+    """Parameters of a test, marked where they take long."""
+    marks = [pytest.mark.slow] if {*SLOW} & {*names} else []
+    return pytest.param(*names, marks=marks)
+
+
+WITH_BATCH_NORM = [case(name) for name in PORTS if "batch_norm" in get_spec(name).options]
 TABLES = [
-    (name, naming)
+    case(name, naming)
     for name, port in PORTS.items()
     for naming, table in port.tables.items()
     if naming == "timm" or table is not port.tables["timm"]
@@ -148,7 +159,7 @@ def exact_hard_sigmoid(model: Any) -> Any:
     return model
 
 
-@pytest.fixture(scope="module", params=list(PORTS))
+@pytest.fixture(scope="module", params=[*map(case, PORTS)])
 def family(request: pytest.FixtureRequest) -> Iterator[Family]:
     yield Family(request.param)
     gc.collect()
@@ -171,6 +182,7 @@ def test_float32_at_several_sizes(family):
         assert relative_error(one, other) > 0.05
 
 
+@pytest.mark.slow
 def test_float64_and_all_gradients(family):
     with jax.enable_x64(True):
         model, encoder = family.original(torch.float64), family.encoder(jnp.float64)
