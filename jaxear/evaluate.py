@@ -27,7 +27,7 @@ from jaxear.training.logging import write_json
 logger = logging.getLogger(__name__)
 
 MEASURES = {"psnr": psnr, "ssim": ssim, "edge": edge_preservation}
-TITLES = {"psnr": "PSNR (dB)", "ssim": "SSIM", "edge": "edge preservation"}
+COLUMNS = {"psnr": ("PSNR (dB)", 1), "ssim": ("SSIM", 3), "edge": ("edges kept", 3)}
 
 
 def compare_images(reconstructions: np.ndarray, images: np.ndarray) -> dict[str, np.ndarray]:
@@ -118,7 +118,7 @@ def evaluate(
         "active_units": int(active_units(jnp.asarray(mu))),
         "rows": [
             row(config.backbone, model.latent_dim, decode_codes(model, mu)),
-            row("linear PCA of the training ears", k, linear),
+            row("linear PCA", k, linear),
         ],
     }
 
@@ -128,16 +128,16 @@ def print_report(report: dict[str, Any], console: Console) -> None:
     table = Table(
         title=f"{report['n_images']} ears of {report['n_subjects']} subjects "
         f"({report['data']}, split {report['split']})",
-        caption="means, with 95 % confidence intervals over subjects",
+        caption="numbers of an ear's code; means with 95 % confidence intervals over subjects",
     )
     table.add_column("model")
-    table.add_column("numbers per ear", justify="right")
-    for title in TITLES.values():
-        table.add_column(title, justify="right")
+    table.add_column("numbers", justify="right")
+    for title, _ in COLUMNS.values():
+        table.add_column(title, justify="right", no_wrap=True)
     for row in report["rows"]:
         cells = [
-            f"{row[key]:.3f} [{row[f'{key}_ci95'][0]:.3f}, {row[f'{key}_ci95'][1]:.3f}]"
-            for key in TITLES
+            "{:.{d}f}\n[{:.{d}f}, {:.{d}f}]".format(row[key], *row[f"{key}_ci95"], d=digits)
+            for key, (_, digits) in COLUMNS.items()
         ]
         table.add_row(row["name"], str(row["numbers_per_ear"]), *cells)
     console.print(table)

@@ -59,7 +59,7 @@ def traversals(eigenears: EigenEars, n_components: int = 8) -> Figure:
     scale = Normalize(-limit, limit)
     columns = len(TRAVERSAL) + 1
     cell, left, top, bottom = 0.86, 0.95, 0.3, 0.45
-    width, height = left + columns * cell + 0.1, top + n * cell + bottom
+    width, height = left + columns * cell + 0.25, top + n * cell + bottom
     figure = Figure(figsize=(width, height))
     for i, row in enumerate(rows):
         for j in range(columns):

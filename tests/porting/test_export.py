@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from types import SimpleNamespace
 from typing import Any
 
 import jax.numpy as jnp
@@ -17,10 +16,13 @@ from jaxear.backbones.base import Backbone
 from jaxear.backbones.sam import SamConfig, SamEncoder
 from jaxear.backbones.weights import fill, named_leaves
 from jaxear.errors import UserError
+from jaxear.model import load_model
+from jaxear.train import train
 from porting import export
 from porting.export import export_encoder, load_call, save_state
 from porting.timm_models import PORTS
 from tests.torch_reference import import_timm, numpy_state, relative_error, torch
+from tests.training.tiny import TINY_SAM, tiny
 
 pytestmark = pytest.mark.torch
 
@@ -145,25 +147,24 @@ def test_a_leaf_that_no_rule_knows_is_an_error():
         export_encoder(backbone)
 
 
-def test_the_command_writes_the_encoder_of_a_run_and_says_how_to_load_it(
-    tmp_path, monkeypatch, capsys
+def test_the_command_writes_an_encoder_of_a_run_and_says_how_to_load_it(
+    tmp_path, photographs, capsys
 ):
-    model = SimpleNamespace(backbone=sam_backbone(), checkpoint=30)
-    asked = []
+    run, out = tmp_path / "run", tmp_path / "encoder.pth"
+    options = {"backbones": ["sam", "sam_large"], "sam": TINY_SAM, "sam_large": TINY_SAM}
+    config = tiny(photographs, run, backbone="hybrid", backbone_options=options, epochs=1)
+    train(config, progress=False)
 
-    def load_model(run_dir, checkpoint):
-        asked.append((str(run_dir), checkpoint))
-        return model
+    assert export.main(["--run", str(run), "--out", str(out)]) == 2
+    assert "Say which backbone by --part: sam_vit_b, sam_vit_l." in capsys.readouterr().err
+    assert not out.exists()
 
-    monkeypatch.setattr(export, "load_model", load_model)
-    out = tmp_path / "encoder.pth"
-    arguments = ["--run", "runs/sam", "--out", str(out), "--checkpoint", "30"]
-    assert export.main(arguments) == 0
-    assert asked == [("runs/sam", 30)]
+    assert export.main(["--run", str(run), "--out", str(out), "--part", "sam_large"]) == 0
     said = capsys.readouterr().out
-    assert "sam_vit_b of runs/sam, step 30" in said
+    assert f"sam_vit_l of {run}, step " in said
     loaded = numpy_state(load(said.split("It loads with\n\n")[1]))
-    expected = export_encoder(model.backbone)
+    _, trained = load_model(run).backbones.values()
+    expected = export_encoder(trained)
     assert loaded.keys() == expected.keys()
     assert all(np.array_equal(loaded[key], expected[key]) for key in expected)
 
