@@ -15,6 +15,7 @@ import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from safetensors.numpy import save_file
 from jaxear.backbones.weights import FORMAT, read_weights
 from jaxear.errors import UserError
 from jaxear.version import __version__
+from porting.atomic import replacing
 
 # What training scripts call the state dict among the other things that they save.
 WRAPPERS = ("model", "state_dict", "model_state_dict")
@@ -40,6 +42,11 @@ class Checkpoint:
     path: Path
     state: dict[str, np.ndarray]
     converted: tuple[str, ...]
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of the whole file."""
+        return file_sha256(self.path)
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
@@ -267,22 +274,7 @@ def write_weights(
     Raises:
         UserError: the file cannot be written, e.g. because the disk is full.
     """
-    path = Path(path)
     encoded = {key: json.dumps(value) for key, value in {"format": FORMAT, **metadata}.items()}
     arrays = {name: np.asarray(leaf, order="C") for name, leaf in leaves.items()}
-    # In the same folder, or the replacement would not be atomic.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
         save_file(arrays, temporary, encoded)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"Cannot write {path} ({error}); nothing was left there. Free some space, or choose "
-            "another place with --out."
-        ) from None
-    finally:
-        with contextlib.suppress(OSError):  # gone already where all went well
-            temporary.unlink()

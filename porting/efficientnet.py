@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from jaxear.backbones.efficientnet import EFFICIENTNET_LITE0, EfficientNetConfig
+from jaxear.backbones.efficientnet import EFFICIENTNET_LITE0
+from jaxear.backbones.mbconv import MBConvConfig
 from porting.batch_norm import batch_norm
 from porting.rules import Rule, RuleTable
 from porting.transforms import CONV, LINEAR
@@ -48,7 +49,7 @@ _ENDS = (
 )
 
 
-def _efficientnet_pytorch(config: EfficientNetConfig) -> RuleTable:
+def _efficientnet_pytorch(config: MBConvConfig) -> RuleTable:
     """The names of the `efficientnet_pytorch` package, which counts blocks through all stages."""
     rules = [
         Rule("_conv_stem.weight", "conv_stem.kernel", CONV),
@@ -58,7 +59,7 @@ def _efficientnet_pytorch(config: EfficientNetConfig) -> RuleTable:
         Rule("_fc.weight", "classifier.kernel", LINEAR),
         Rule("_fc.bias", "classifier.bias"),
     ]
-    places = [(s, b) for s, stage in enumerate(config.stages) for b in range(stage.depth)]
+    places = [(s, b) for s, depth in enumerate(config.depths) for b in range(depth)]
     for index, (s, b) in enumerate(places):
         torch, flax = f"_blocks.{index}", f"blocks.{s}.{b}"
         parts = ["depthwise", "project"] if s == 0 else ["expand", "depthwise", "project"]

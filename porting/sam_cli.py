@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,16 +17,10 @@ from jaxear.backbones.base import IMAGENET_MEAN, IMAGENET_STD
 from jaxear.backbones.registry import get_spec
 from jaxear.backbones.sam import PATCH_SIZE, SamEncoder, adapt
 from jaxear.backbones.weights import fill, weights_path
+from jaxear.command import run_command
 from jaxear.errors import UserError
-from porting.checkpoints import (
-    Checkpoint,
-    check_output,
-    download,
-    file_sha256,
-    read_checkpoint,
-    versions,
-    write_weights,
-)
+from porting.checkpoints import download, file_sha256, read_checkpoint
+from porting.command import create_parser, write_port
 from porting.sam import HUGGING_FACE, META_TABLE, SamPort, port
 from porting.sam_torch import torch_activations, torch_encoder
 from porting.verify import ParityReport, compare
@@ -76,48 +68,20 @@ PUBLISHED: Mapping[str, Published] = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code: 0, 2 for an error of the user's, 130 for Ctrl-C."""
     arguments = _parser().parse_args(argv)
-    try:
-        _run(arguments, Console())
-    except UserError as error:
-        print(f"port_sam: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("port_sam: interrupted; nothing was written.", file=sys.stderr)
-        return 130
-    return 0
+    return run_command(lambda: _run(arguments))
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="port_sam.py",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = create_parser(
+        "port_sam.py", DESCRIPTION, EXAMPLES, original="Meta's code", multiple=PATCH_SIZE
     )
-    add = parser.add_argument
-    add("--checkpoint", type=Path, metavar="FILE", help="port this file instead of downloading")
-    add(
+    parser.add_argument(
         "--model",
         choices=("vit_b", "vit_l", "vit_h"),
         default="vit_b",
         help="which one to download (default: vit_b)",
     )
-    add(
-        "--out",
-        type=Path,
-        metavar="FILE",
-        help="where to write (default: <name>.safetensors in weights/ or $JAXEAR_WEIGHTS)",
-    )
-    add(
-        "--verify-size",
-        type=int,
-        default=128,
-        metavar="PIXELS",
-        help="side of the images to verify with, a multiple of 16 (default: 128)",
-    )
-    add("--no-verify", action="store_true", help="write without running Meta's code")
-    add("--force", action="store_true", help="replace the port of another checkpoint")
-    add(
+    parser.add_argument(
         "--allow-custom",
         action="store_true",
         help="also port encoders that are none of Meta's three, e.g. with fewer blocks",
@@ -125,44 +89,42 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(arguments: argparse.Namespace, console: Console) -> None:
-    start = time.perf_counter()
+def _run(arguments: argparse.Namespace) -> None:
     size = arguments.verify_size
     if size < PATCH_SIZE or size % PATCH_SIZE:
         raise UserError(f"--verify-size must be a multiple of {PATCH_SIZE}, not {size}.")
-    path = arguments.checkpoint or _fetched(f"sam_{arguments.model}", console)
+    path = arguments.checkpoint or _fetched(f"sam_{arguments.model}")
     checkpoint = read_checkpoint(path)
     ported = port(checkpoint.state, source=str(path))
     _check_architecture(ported, path, allowed=arguments.allow_custom)
-    sha256 = file_sha256(path)
-    out = arguments.out or weights_path(ported.backbone)
-    check_output(out, sha256, force=arguments.force)
-    console.print(
-        f"{path}: {ported.backbone} for {ported.image_size[0]}x{ported.image_size[1]} pixels, "
-        f"named as in {ported.naming}.",
-        highlight=False,
+    spec = get_spec(ported.backbone)
+    published = any(checkpoint.sha256 == known.sha256 for known in PUBLISHED.values())
+    height, width = ported.image_size
+    write_port(
+        ported,
+        checkpoint,
+        arguments,
+        what=f"{ported.backbone} for {height}x{width} pixels",
+        original="Meta's code",
+        verify=lambda size: verify(ported, checkpoint.state, size),
+        facts={
+            "architecture": dataclasses.asdict(ported.config),
+            "image_size": ported.image_size,
+            "source_url": spec.source if published else None,
+            "licence": spec.licence
+            if published
+            else f"that of the checkpoint (SAM: {spec.licence})",
+        },
     )
-    if checkpoint.converted:
-        console.print(f"Stored as {', '.join(checkpoint.converted)}; written as float32.")
-    report = None
-    if arguments.no_verify:
-        console.print("Not verified (--no-verify).")
-    else:
-        report = verify(ported, checkpoint.state, (size, size))
-        console.print(report.table(f"{ported.backbone} against Meta's code, {size}x{size} pixels"))
-        report.check()
-    write_weights(out, ported.leaves, metadata(ported, checkpoint, sha256, report, size))
-    seconds = time.perf_counter() - start
-    console.print(f"Wrote {out} ({out.stat().st_size / 1e6:.0f} MB) in {seconds:.0f} s.")
 
 
-def _fetched(backbone: str, console: Console) -> Path:
+def _fetched(backbone: str) -> Path:
     """Meta's checkpoint, downloaded unless it is there already."""
     url = get_spec(backbone).source
     published = PUBLISHED[backbone]
     path = weights_path(backbone).with_name(url.rsplit("/", 1)[-1])
     if not path.exists():
-        console.print(f"Downloading {url} to {path}.", highlight=False)
+        Console().print(f"Downloading {url} to {path}.", highlight=False)
         download(url, path, sha256=published.sha256, size=published.size)
     elif file_sha256(path) != published.sha256:
         raise UserError(
@@ -211,34 +173,3 @@ def verify(
 
     with jax.default_matmul_precision("highest"):  # accelerators round float32 more coarsely
         return compare(reference, reference, jax.jit(forward)(weights, x))
-
-
-def metadata(
-    ported: SamPort,
-    checkpoint: Checkpoint,
-    sha256: str,
-    report: ParityReport | None,
-    verify_size: int,
-) -> dict[str, object]:
-    """The facts that go into the file, beside the weights."""
-    spec = get_spec(ported.backbone)
-    published = any(sha256 == known.sha256 for known in PUBLISHED.values())
-    parity = report and {
-        "image_size": [verify_size, verify_size],
-        "measure": "max |difference| / max |reference|, float32",
-        "tolerance": report.tolerance,
-        "errors": report.errors,
-    }
-    return {
-        "backbone": ported.backbone,
-        "architecture": dataclasses.asdict(ported.config),
-        "image_size": ported.image_size,
-        "source_file": checkpoint.path.name,
-        "source_sha256": sha256,
-        "source_url": spec.source if published else None,
-        "source_naming": ported.naming,
-        "source_dtypes": checkpoint.converted or ["float32"],
-        "licence": spec.licence if published else f"that of the checkpoint (SAM: {spec.licence})",
-        "versions": versions(),
-        "parity": parity,
-    }

@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
 from jaxear.backbones.registry import get_spec
-from jaxear.backbones.weights import weights_path
 from jaxear.command import run_command
 from jaxear.errors import UserError
-from porting.checkpoints import (
-    Checkpoint,
-    check_output,
-    file_sha256,
-    read_checkpoint,
-    versions,
-    write_weights,
-)
+from porting.checkpoints import read_checkpoint
+from porting.command import create_parser, write_port
 from porting.timm_models import PORTS
-from porting.timm_port import TimmPort, port, verify
-from porting.verify import ParityReport
+from porting.timm_port import port, verify
 
 DESCRIPTION = """\
 Port one of timm's encoders to Flax, verify it against timm's own code, and write it to
@@ -46,37 +37,17 @@ HUB_FILE = "model.safetensors"
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code: 0, 2 for an error of the user's, 130 for Ctrl-C."""
     arguments = _parser().parse_args(argv)
-    return run_command(_list if arguments.list else lambda: _run(arguments, Console()))
+    return run_command(_list if arguments.list else lambda: _run(arguments))
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="port_timm.py",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
+    parser = create_parser("port_timm.py", DESCRIPTION, EXAMPLES, original="timm's code")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--model", metavar="NAME[.TAG]", help="the architecture, and timm's tag")
     what.add_argument("--list", action="store_true", help="show what can be ported")
-    add("--checkpoint", type=Path, metavar="FILE", help="port this file instead of downloading")
-    add(
-        "--out",
-        type=Path,
-        metavar="FILE",
-        help="where to write (default: <name>.safetensors in weights/ or $JAXEAR_WEIGHTS)",
+    parser.add_argument(
+        "--no-classifier", action="store_true", help="leave the classifier of the checkpoint out"
     )
-    add(
-        "--verify-size",
-        type=int,
-        default=128,
-        metavar="PIXELS",
-        help="side of the images to verify with (default: 128)",
-    )
-    add("--no-verify", action="store_true", help="write without running timm's code")
-    add("--no-classifier", action="store_true", help="leave the classifier of the checkpoint out")
-    add("--force", action="store_true", help="replace the port of another checkpoint")
     return parser
 
 
@@ -92,15 +63,13 @@ def _hub_id(backbone: str, tag: str) -> str:
     return f"timm/{PORTS[backbone].timm_name}.{tag}"
 
 
-def _run(arguments: argparse.Namespace, console: Console) -> None:
-    start = time.perf_counter()
+def _run(arguments: argparse.Namespace) -> None:
     backbone, tag = _parse_model(arguments.model)
-    size = arguments.verify_size
-    if size < 1:
-        raise UserError(f"--verify-size must be a number of pixels, not {size}.")
+    if arguments.verify_size < 1:
+        raise UserError(f"--verify-size must be a number of pixels, not {arguments.verify_size}.")
     if arguments.checkpoint and "." in arguments.model:
         raise UserError(f"Give a tag ({tag}) to download or a --checkpoint, not both.")
-    path = arguments.checkpoint or _fetched(backbone, tag, console)
+    path = arguments.checkpoint or _fetched(backbone, tag)
     checkpoint = read_checkpoint(path)
     ported = port(
         backbone,
@@ -108,29 +77,26 @@ def _run(arguments: argparse.Namespace, console: Console) -> None:
         source=str(path),
         classifier=not arguments.no_classifier,
     )
-    sha256 = file_sha256(path)
-    out = arguments.out or weights_path(backbone)
-    check_output(out, sha256, force=arguments.force)
-    console.print(
-        f"{path}: {backbone}, named as in {ported.naming}.", highlight=False, soft_wrap=True
-    )
-    if checkpoint.converted:
-        console.print(f"Stored as {', '.join(checkpoint.converted)}; written as float32.")
-    for note in ported.notes:
-        console.print(note)
-    report = None
-    if arguments.no_verify:
-        console.print("Not verified (--no-verify).")
+    spec = PORTS[backbone]
+    if arguments.checkpoint:
+        url, licence = None, f"that of the checkpoint (timm's: {get_spec(backbone).licence})"
     else:
-        report = verify(ported, (size, size))
-        console.print(report.table(f"{backbone} against timm's code, {size}x{size} pixels"))
-        report.check()
-    downloaded = None if arguments.checkpoint else tag
-    write_weights(
-        out, ported.leaves, metadata(ported, checkpoint, sha256, downloaded, report, size)
+        url, licence = f"https://huggingface.co/{_hub_id(backbone, tag)}", spec.tags[tag]
+    write_port(
+        ported,
+        checkpoint,
+        arguments,
+        what=backbone,
+        original="timm's code",
+        verify=lambda size: verify(ported, size),
+        facts={
+            "timm_model": spec.timm_name,
+            "classifier": ported.classifier,
+            "source_url": url,
+            "licence": licence,
+            "notes": list(ported.notes),
+        },
     )
-    seconds = time.perf_counter() - start
-    console.print(f"Wrote {out} ({out.stat().st_size / 1e6:.0f} MB) in {seconds:.0f} s.")
 
 
 def _parse_model(text: str) -> tuple[str, str]:
@@ -152,14 +118,14 @@ def _parse_model(text: str) -> tuple[str, str]:
     return backbone, tag or next(iter(tags))
 
 
-def _fetched(backbone: str, tag: str, console: Console) -> Path:
+def _fetched(backbone: str, tag: str) -> Path:
     """timm's weights in the cache of huggingface_hub, downloaded unless they are there already."""
     hub_id = _hub_id(backbone, tag)
     try:
         from huggingface_hub import hf_hub_download
     except ImportError:
         raise UserError("Downloading needs huggingface_hub; pip install 'jaxear[port]'.") from None
-    console.print(f"Fetching {HUB_FILE} of {hub_id} from huggingface.co.", highlight=False)
+    Console().print(f"Fetching {HUB_FILE} of {hub_id} from huggingface.co.", highlight=False)
     try:
         return Path(hf_hub_download(hub_id, HUB_FILE))
     except Exception as error:  # of requests or httpx, OSError, its own: whatever the network does
@@ -168,45 +134,3 @@ def _fetched(backbone: str, tag: str, console: Console) -> Path:
             f"Cannot download {hub_id} ({reason}). Fetch https://huggingface.co/{hub_id}/resolve/"
             f"main/{HUB_FILE} by hand and pass it with --checkpoint FILE."
         ) from None
-
-
-def metadata(
-    ported: TimmPort,
-    checkpoint: Checkpoint,
-    sha256: str,
-    tag: str | None,
-    report: ParityReport | None,
-    verify_size: int,
-) -> dict[str, object]:
-    """The facts that go into the file, beside the weights.
-
-    Args:
-        ported: the port.
-        checkpoint: what it was made from.
-        sha256: of that file.
-        tag: of timm's weights, None where the user gave the file.
-        report: the parity figures, None where there was no verification.
-        verify_size: the side of the images that they were measured with.
-    """
-    spec = PORTS[ported.backbone]
-    parity = report and {
-        "image_size": [verify_size, verify_size],
-        "measure": "max |difference| / max |reference|, float32",
-        "tolerance": report.tolerance,
-        "errors": report.errors,
-    }
-    usual = get_spec(ported.backbone).licence
-    return {
-        "backbone": ported.backbone,
-        "timm_model": spec.timm_name,
-        "classifier": ported.classifier,
-        "source_file": checkpoint.path.name,
-        "source_sha256": sha256,
-        "source_url": tag and f"https://huggingface.co/{_hub_id(ported.backbone, tag)}",
-        "source_naming": ported.naming,
-        "source_dtypes": checkpoint.converted or ["float32"],
-        "licence": spec.tags[tag] if tag else f"that of the checkpoint (timm's: {usual})",
-        "versions": versions(),
-        "parity": parity,
-        "notes": list(ported.notes),
-    }

@@ -19,6 +19,8 @@ from porting.timm_models import PORTS
 from porting.verify import ParityReport, compare
 
 COUNTER = "num_batches_tracked"
+# timm's ConvNeXt keeps the norm before the classifier where there is none (`num_classes=0`).
+HEAD_NORM = CLASSIFIER + "norm."
 
 
 @dataclass(frozen=True)
@@ -71,13 +73,16 @@ def port(
     if norms and not any(key.endswith(COUNTER) for key in state):
         state |= {norm + COUNTER: np.zeros((), np.int64) for norm in norms}
         notes.append("It has no batch counters, as very old files; they are set to 0.")
-    head = [key for key in state if _leaf(table, key).startswith(CLASSIFIER)]
-    if head and not classifier:
+    head = {key: leaf for key in state if (leaf := _leaf(table, key)).startswith(CLASSIFIER)}
+    complete = any(not leaf.startswith(HEAD_NORM) for leaf in head.values())
+    has_classifier = complete and classifier
+    if not has_classifier:
         state = {key: value for key, value in state.items() if key not in head}
-        notes.append("Its classifier is left out (--no-classifier).")
-    elif not head:
-        notes.append("It has no classifier; logits cannot be computed from it.")
-    has_classifier = bool(head) and classifier
+        notes.append(
+            "Its classifier is left out (--no-classifier)."
+            if complete
+            else "It has no classifier; logits cannot be computed from it."
+        )
     shapes = {
         name: leaf.shape
         for name, leaf in named_leaves(_abstract(backbone, classifier=has_classifier)).items()

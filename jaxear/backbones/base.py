@@ -27,8 +27,11 @@ class Encoder(Protocol):
     """The ported network itself: normalised images in, the same numbers as its torch original out.
 
     A family's encoder is an `nnx.Module` with these members. Those with a classifier also have
-    `logits(x)`: [b, h, w, 3] -> [b, classes].
+    `logits(x)`: [b, h, w, 3] -> [b, classes]. Where `remat` is set, the gradient computes the
+    activations within each block again instead of keeping them.
     """
+
+    remat: bool
 
     @property
     def feature_info(self) -> Mapping[str, FeatureInfo]:

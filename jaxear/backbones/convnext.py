@@ -18,7 +18,7 @@ from flax.typing import Dtype
 
 from jaxear.backbones.base import BackboneSpec, FeatureInfo
 from jaxear.backbones.depthwise import depthwise_conv
-from jaxear.backbones.layers import take
+from jaxear.backbones.staged import StagedEncoder
 from jaxear.errors import UserError
 
 _SMALLEST = 32  # pixels: the patches of the stem (4) and of three halvings
@@ -151,13 +151,9 @@ class ConvNeXtStage(nnx.Module):
             self.downsample_conv = _patch_conv(in_channels, channels, 2, **kwargs)
         self.blocks = nnx.List([ConvNeXtBlock(channels, config, **kwargs) for _ in range(depth)])
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[b, h, w, in_channels] -> [b, h', w', channels]."""
-        if self.halves:
-            x = self.downsample_conv(self.downsample_norm(x))
-        for block in self.blocks:
-            x = block(x)
-        return x
+    def downsample(self, x: jax.Array) -> jax.Array:
+        """What comes before the blocks: [b, h, w, in_channels] -> [b, h', w', channels]."""
+        return self.downsample_conv(self.downsample_norm(x)) if self.halves else x
 
 
 class Classifier(nnx.Module):
@@ -172,24 +168,27 @@ class Classifier(nnx.Module):
         return self.linear(self.norm(jnp.mean(x, (1, 2))))
 
 
-class ConvNeXtEncoder(nnx.Module):
+class ConvNeXtEncoder(StagedEncoder):
     """ConvNeXt up to its last stage, equal to timm's `forward_features`; see `base.Encoder`.
 
     "stage1" to "stage4" have strides 4, 8, 16 and 32; "last" is "stage4". The norm before the
     classifier belongs to the classifier.
     """
 
+    stem = ("stem_conv", "stem_norm")
+
     def __init__(
         self,
         config: ConvNeXtConfig,
         *,
         classifier: bool = False,
+        remat: bool = False,
         dtype: Dtype,
         param_dtype: Dtype,
         rngs: nnx.Rngs,
     ):
+        super().__init__(config, remat=remat)
         kwargs: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        self.config = config
         self.stem_conv = _patch_conv(3, config.widths[0], 4, **kwargs)
         self.stem_norm = _layer_norm(config.widths[0], config, **kwargs)
         before = (config.widths[0], *config.widths[:-1])
@@ -208,35 +207,12 @@ class ConvNeXtEncoder(nnx.Module):
         stages = {f"stage{i + 1}": FeatureInfo(c, 4 * 2**i) for i, c in enumerate(widths)}
         return stages | {"last": stages[f"stage{len(widths)}"]}
 
-    @property
-    def n_blocks(self) -> int:
-        return sum(self.config.depths)
-
-    def block_index(self, path: tuple[str | int, ...]) -> int:
-        if path[0] in ("stem_conv", "stem_norm"):
-            return 0
-        if path[0] == "stages":
-            first = 1 + sum(self.config.depths[: int(path[1])])
-            # What halves the size before a stage counts with the block that follows.
-            return first + (int(path[3]) if path[2] == "blocks" else 0)
-        return self.n_blocks + 1
-
-    def _maps(self, x: jax.Array) -> Iterator[tuple[str, jax.Array]]:
+    def maps(self, x: jax.Array) -> Iterator[tuple[str, jax.Array]]:
         x = self.stem_norm(self.stem_conv(x))
         for number, stage in enumerate(self.stages, start=1):
-            x = stage(x)
+            x = self.run(stage.blocks, stage.downsample(x))
             yield f"stage{number}", x
         yield "last", x
-
-    def features(self, x: jax.Array, names: tuple[str, ...]) -> tuple[jax.Array, ...]:
-        return take(self._maps(x), names)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return self.features(x, ("last",))[0]
-
-    def logits(self, x: jax.Array) -> jax.Array:
-        """Normalised images [b, h, w, 3] -> [b, classes]; needs `classifier=True`."""
-        return self.classifier(self(x))
 
 
 def _build(
@@ -257,7 +233,7 @@ def _spec(name: str, config: ConvNeXtConfig, tag: str, licence: str) -> Backbone
         source=f"https://huggingface.co/timm/{name}.{tag}",
         licence=licence,
         port_command=f"python scripts/port_timm.py --model {name}",
-        options=("classifier",),
+        options=("classifier", "remat"),
     )
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -121,103 +122,15 @@ class BatchNorm(nnx.Module):
         return mean, var
 
 
-class SqueezeExcite(nnx.Module):
-    """Channel attention (Hu et al. 2018): gates each channel by all channels' spatial means."""
-
-    def __init__(
-        self,
-        channels: int,
-        reduced: int,
-        *,
-        activation: Activation,
-        gate: Activation,
-        **kwargs: Any,
-    ):
-        self.reduce = conv(channels, reduced, 1, bias=True, **kwargs)
-        self.expand = conv(reduced, channels, 1, bias=True, **kwargs)
-        self.activation = activation
-        self.gate = gate
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[b, h, w, c] -> the same shape."""
-        pooled = jnp.mean(x, (1, 2), keepdims=True)
-        return x * self.gate(self.expand(self.activation(self.reduce(pooled))))
-
-
-class InvertedResidual(nnx.Module):
-    """Expand, filter each channel, squeeze and excite, project (MBConv; Tan & Le 2019).
-
-    Without expansion (`expanded == in_channels`) it is a depthwise separable convolution; without
-    `reduced` there is no squeeze-excite. The input is added where the shape stays the same.
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        expanded: int,
-        out_channels: int,
-        kernel_size: int,
-        *,
-        stride: int,
-        reduced: int | None,
-        activation: Activation,
-        squeeze_activation: Activation,
-        gate: Activation,
-        padding: Padding,
-        norm: Callable[[int], BatchNorm],
-        dtype: Dtype,
-        param_dtype: Dtype,
-        rngs: nnx.Rngs,
-    ):
-        kwargs: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        self.has_expansion = expanded != in_channels
-        if self.has_expansion:
-            self.expand = conv(in_channels, expanded, 1, **kwargs)
-            self.expand_bn = norm(expanded)
-        self.depthwise = conv(
-            expanded,
-            expanded,
-            kernel_size,
-            stride=stride,
-            depthwise=True,
-            padding=padding,
-            **kwargs,
-        )
-        self.depthwise_bn = norm(expanded)
-        self.has_squeeze = reduced is not None
-        if reduced is not None:
-            self.squeeze = SqueezeExcite(
-                expanded, reduced, activation=squeeze_activation, gate=gate, **kwargs
-            )
-        self.project = conv(expanded, out_channels, 1, **kwargs)
-        self.project_bn = norm(out_channels)
-        self.activation = activation
-        self.has_shortcut = stride == 1 and in_channels == out_channels
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[b, h, w, in_channels] -> [b, h / stride, w / stride, out_channels]."""
-        shortcut = x
-        if self.has_expansion:
-            x = self.activation(self.expand_bn(self.expand(x)))
-        x = self.activation(self.depthwise_bn(self.depthwise(x)))
-        if self.has_squeeze:
-            x = self.squeeze(x)
-        x = self.project_bn(self.project(x))
-        return x + shortcut if self.has_shortcut else x
-
-
-def take(maps: Iterator[tuple[str, jax.Array]], names: tuple[str, ...]) -> tuple[jax.Array, ...]:
-    """The named feature maps of a lazy network: it is run no deeper than the deepest of them.
-
-    Args:
-        maps: yields (name, feature map) from shallow to deep, computing each when it is asked.
-        names: the maps to return, in the order wanted.
-    """
-    taken: dict[str, jax.Array] = {}
-    wanted = set(names)
-    for name, feature_map in maps:
-        if name in wanted:
-            taken[name] = feature_map
-            if len(taken) == len(wanted):
-                break
-    return tuple(taken[name] for name in names)
+def batch_norms(
+    config: Any, mode: BatchNormMode, *, dtype: Dtype, param_dtype: Dtype
+) -> Callable[[int], BatchNorm]:
+    """What makes the norms of a network: number of channels -> layer."""
+    return partial(
+        BatchNorm,
+        epsilon=config.norm_epsilon,
+        momentum=config.norm_momentum,
+        mode=mode,
+        dtype=dtype,
+        param_dtype=param_dtype,
+    )

@@ -7,17 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from flax.typing import Dtype
 
 from jaxear.backbones.base import BackboneSpec, FeatureInfo
-from jaxear.backbones.layers import BatchNorm, BatchNormMode, conv, take
+from jaxear.backbones.layers import BatchNormMode, batch_norms, conv
 from jaxear.backbones.pooling import max_pool
+from jaxear.backbones.staged import PooledLinear, StagedEncoder
 
 
 @dataclass(frozen=True)
@@ -70,11 +69,13 @@ class Bottleneck(nnx.Module):
         return jax.nn.relu(x + shortcut)
 
 
-class ResNetEncoder(nnx.Module):
+class ResNetEncoder(StagedEncoder):
     """ResNet up to its last stage, equal to timm's `forward_features`; see `base.Encoder`.
 
     "stage1" to "stage4" are layer1 to layer4, of strides 4, 8, 16 and 32; "last" is "stage4".
     """
+
+    stem = ("conv1", "bn1")
 
     def __init__(
         self,
@@ -82,20 +83,14 @@ class ResNetEncoder(nnx.Module):
         *,
         classifier: bool = False,
         batch_norm: BatchNormMode = "frozen",
+        remat: bool = False,
         dtype: Dtype,
         param_dtype: Dtype,
         rngs: nnx.Rngs,
     ):
+        super().__init__(config, remat=remat)
         kwargs: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        norm = partial(
-            BatchNorm,
-            epsilon=config.norm_epsilon,
-            momentum=config.norm_momentum,
-            mode=batch_norm,
-            dtype=dtype,
-            param_dtype=param_dtype,
-        )
-        self.config = config
+        norm = batch_norms(config, batch_norm, dtype=dtype, param_dtype=param_dtype)
         self.conv1 = conv(3, config.width, 7, stride=2, **kwargs)
         self.bn1 = norm(config.width)
         channels = config.width
@@ -111,7 +106,7 @@ class ResNetEncoder(nnx.Module):
                 channels = out_channels
             setattr(self, f"layer{stage + 1}", nnx.List(blocks))
         if classifier:
-            self.classifier = nnx.Linear(channels, config.classes, **kwargs)
+            self.classifier = PooledLinear(channels, config.classes, **kwargs)
 
     @property
     def feature_info(self) -> dict[str, FeatureInfo]:
@@ -119,36 +114,19 @@ class ResNetEncoder(nnx.Module):
         stages = {f"stage{i + 1}": FeatureInfo(width * 2**i, 4 * 2**i) for i in range(4)}
         return stages | {"last": stages["stage4"]}
 
-    @property
-    def n_blocks(self) -> int:
-        return sum(self.config.depths)
-
     def block_index(self, path: tuple[str | int, ...]) -> int:
         part = str(path[0])
-        if part in ("conv1", "bn1"):
-            return 0
         if part.startswith("layer"):
-            return 1 + sum(self.config.depths[: int(part.removeprefix("layer")) - 1]) + int(path[1])
-        return self.n_blocks + 1
+            path = (self.body, int(part.removeprefix("layer")) - 1, *path[1:])
+        return super().block_index(path)
 
-    def _maps(self, x: jax.Array) -> Iterator[tuple[str, jax.Array]]:
+    def maps(self, x: jax.Array) -> Iterator[tuple[str, jax.Array]]:
         x = jax.nn.relu(self.bn1(self.conv1(x)))
         x = max_pool(x, 3, 2, margin=1)
         for stage in range(1, 5):
-            for block in getattr(self, f"layer{stage}"):
-                x = block(x)
+            x = self.run(getattr(self, f"layer{stage}"), x)
             yield f"stage{stage}", x
         yield "last", x
-
-    def features(self, x: jax.Array, names: tuple[str, ...]) -> tuple[jax.Array, ...]:
-        return take(self._maps(x), names)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return self.features(x, ("last",))[0]
-
-    def logits(self, x: jax.Array) -> jax.Array:
-        """Normalised images [b, h, w, 3] -> [b, classes]; needs `classifier=True`."""
-        return self.classifier(jnp.mean(self(x), (1, 2)))
 
 
 def _build(image_size: tuple[int, int], **options: Any) -> ResNetEncoder:
@@ -163,6 +141,6 @@ SPECS = (
         source="https://huggingface.co/timm/resnet50.a1_in1k",
         licence="Apache-2.0",
         port_command="python scripts/port_timm.py --model resnet50",
-        options=("classifier", "batch_norm"),
+        options=("classifier", "batch_norm", "remat"),
     ),
 )

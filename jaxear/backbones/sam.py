@@ -23,6 +23,7 @@ from flax import nnx
 from jax.nn import initializers
 
 from jaxear.backbones.base import BackboneSpec, FeatureInfo
+from jaxear.backbones.staged import run, take
 from jaxear.backbones.window_attention import window_attention
 from jaxear.errors import UserError
 
@@ -176,6 +177,7 @@ class SamEncoder(nnx.Module):
         image_size: (height, width) in pixels, multiples of 16.
         dtype: of the computation; softmax and LayerNorm statistics are in float32 at least.
         param_dtype: of the parameters.
+        remat: whether the gradient computes the activations within a block again, to save memory.
         rngs: source of the random initialisation.
     """
 
@@ -186,6 +188,7 @@ class SamEncoder(nnx.Module):
         *,
         dtype: Any = jnp.float32,
         param_dtype: Any = jnp.float32,
+        remat: bool = False,
         rngs: nnx.Rngs,
     ):
         kinds = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
@@ -195,6 +198,7 @@ class SamEncoder(nnx.Module):
         self.image_size = image_size
         self.grid = grid
         self.dtype = dtype
+        self.remat = remat
         self.patch_embed = nnx.Conv(
             3, config.embed_dim, patch, strides=patch, padding="VALID", **kinds
         )
@@ -250,13 +254,7 @@ class SamEncoder(nnx.Module):
             f"stage{n}": f"blocks.{i}"
             for n, i in enumerate(sorted(self.config.global_attn_indexes), start=1)
         }
-        wanted = [taken_at[name] for name in names]
-        found = {}
-        for name, value in self._activations(x):
-            found[name] = value
-            if all(name in found for name in wanted):
-                break
-        return tuple(found[name] for name in wanted)
+        return take(self._activations(x), tuple(taken_at[name] for name in names))
 
     def intermediates(self, x: jax.Array) -> dict[str, jax.Array]:
         """Every activation, for checks of parity: "embed", "blocks.0", "blocks.1", .., "neck"."""
@@ -272,7 +270,7 @@ class SamEncoder(nnx.Module):
         x = self.patch_embed(x) + self.pos_embed[...].astype(self.dtype)
         yield "embed", x
         for i, block in enumerate(self.blocks):
-            x = block(x)
+            x = run(block, x, remat=self.remat)
             yield f"blocks.{i}", x
         yield "neck", self.neck(x)
 
@@ -362,10 +360,12 @@ def _build(
     dtype: Any,
     param_dtype: Any,
     rngs: nnx.Rngs,
+    remat: bool = False,
     **architecture: Any,
 ) -> SamEncoder:
     config = dataclasses.replace(config, **architecture)
-    return SamEncoder(config, image_size, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+    kinds = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+    return SamEncoder(config, image_size, remat=remat, **kinds)
 
 
 PRESETS: Mapping[str, SamConfig] = {"sam_vit_b": VIT_B, "sam_vit_l": VIT_L, "sam_vit_h": VIT_H}
@@ -377,7 +377,7 @@ SPECS = tuple(
         licence="Apache-2.0",
         port_command=f"python scripts/port_sam.py --model {name.removeprefix('sam_')}",
         size_multiple=PATCH_SIZE,
-        options=tuple(field.name for field in dataclasses.fields(SamConfig)),
+        options=(*(field.name for field in dataclasses.fields(SamConfig)), "remat"),
         adapt=adapt,
         adapt_options=("pos_embed", "rel_pos"),
     )

@@ -17,8 +17,9 @@ from flax import nnx
 from flax.typing import Dtype
 
 from jaxear.backbones.base import BackboneSpec, FeatureInfo
-from jaxear.backbones.layers import conv, take
+from jaxear.backbones.layers import conv
 from jaxear.backbones.pooling import max_pool
+from jaxear.backbones.staged import StagedEncoder, run
 from jaxear.errors import UserError
 
 
@@ -85,7 +86,7 @@ def adaptive_mean(x: jax.Array, axis: int, size: int) -> jax.Array:
     return jnp.moveaxis(resized, -1, axis)
 
 
-class VGGEncoder(nnx.Module):
+class VGGEncoder(StagedEncoder):
     """VGG's convolutions, equal to timm's `forward_features`; see `base.Encoder`.
 
     "relu1_2" .. "relu5_3" are the activations before each pooling, of strides 1 to 16; "stage1" to
@@ -98,12 +99,13 @@ class VGGEncoder(nnx.Module):
         config: VGGConfig,
         *,
         classifier: bool = False,
+        remat: bool = False,
         dtype: Dtype,
         param_dtype: Dtype,
         rngs: nnx.Rngs,
     ):
         kwargs: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        self.config = config
+        super().__init__(config, remat=remat)
         stages, channels = [], 3
         for depth, width in zip(config.depths, config.widths, strict=True):
             inputs = (channels, *[width] * (depth - 1))
@@ -120,35 +122,21 @@ class VGGEncoder(nnx.Module):
         relus = dict(zip(self.config.relu_names, maps, strict=True))
         return relus | stages | {"last": FeatureInfo(maps[-1].channels, 2 * maps[-1].stride)}
 
-    @property
-    def n_blocks(self) -> int:
-        return sum(self.config.depths)
-
-    def block_index(self, path: tuple[str | int, ...]) -> int:
-        if path[0] == "stages":
-            return 1 + sum(self.config.depths[: int(path[1])]) + int(path[2])
-        return self.n_blocks + 1
-
-    def _maps(self, x: jax.Array) -> Iterator[tuple[str, jax.Array]]:
+    def maps(self, x: jax.Array) -> Iterator[tuple[str, jax.Array]]:
         for number, (name, stage) in enumerate(
             zip(self.config.relu_names, self.stages, strict=True), start=1
         ):
-            for layer in stage:
-                x = jax.nn.relu(layer(x))
+            x = run(stage, x, remat=self.remat, call=_stage)
             yield name, x
             yield f"stage{number}", x
             x = max_pool(x, 2, 2)
         yield "last", x
 
-    def features(self, x: jax.Array, names: tuple[str, ...]) -> tuple[jax.Array, ...]:
-        return take(self._maps(x), names)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return self.features(x, ("last",))[0]
-
-    def logits(self, x: jax.Array) -> jax.Array:
-        """Normalised images [b, h, w, 3] -> [b, classes]; needs `classifier=True`."""
-        return self.classifier(self(x))
+def _stage(layers: nnx.List, x: jax.Array) -> jax.Array:
+    for layer in layers:
+        x = jax.nn.relu(layer(x))
+    return x
 
 
 def _build(image_size: tuple[int, int], *, config: VGGConfig = VGG16, **options: Any) -> VGGEncoder:
@@ -168,6 +156,6 @@ SPECS = (
         source="https://huggingface.co/timm/vgg16.tv_in1k",
         licence="BSD-3-Clause",
         port_command="python scripts/port_timm.py --model vgg16",
-        options=("classifier",),
+        options=("classifier", "remat"),
     ),
 )

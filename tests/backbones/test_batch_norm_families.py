@@ -78,18 +78,22 @@ def test_features_compute_no_deeper_than_asked(name):
 def test_classifier_and_batch_norm_are_options(name):
     plain = abstract(name).encoder
     assert not any(leaf.startswith("classifier.") for leaf in named_leaves(plain))
-    assert get_spec(name).options == ("classifier", "batch_norm")
+    assert get_spec(name).options == ("classifier", "batch_norm", "remat")
+
+
+def test_unknown_modes_and_features_are_refused():
     with pytest.raises(UserError, match="'frozen' or 'train'"):
-        abstract(name, batch_norm="running")
+        abstract("efficientnet_lite0", batch_norm="running")
     with pytest.raises(UserError, match="has no feature map 'stage9'; choose from stage1"):
-        abstract(name, features="stage9")
+        abstract("efficientnet_lite0", features="stage9")
 
 
 @pytest.mark.parametrize("mode", ["frozen", "train"])
 def test_only_trained_statistics_move(mode):
     config = ResNetConfig(depths=(1, 1, 1, 1), width=4)
-    encoder = ResNetEncoder(
-        config, batch_norm=mode, dtype=jnp.float32, param_dtype=jnp.float32, rngs=nnx.Rngs(0)
+    kinds = {"dtype": jnp.float32, "param_dtype": jnp.float32}
+    encoder = nnx.jit(lambda rngs: ResNetEncoder(config, batch_norm=mode, rngs=rngs, **kinds))(
+        nnx.Rngs(0)
     )
     encoder.train()
     graph, state = nnx.split(encoder)

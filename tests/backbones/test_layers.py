@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxear.backbones.layers import BatchNorm, InvertedResidual, SqueezeExcite, conv, take
+from jaxear.backbones.layers import BatchNorm, conv
+from jaxear.backbones.mbconv import Block, InvertedResidual, MBConvConfig, SqueezeExcite
+from jaxear.backbones.staged import take
 from jaxear.errors import UserError
 
 FLOAT32 = {"dtype": jnp.float32, "param_dtype": jnp.float32}
@@ -166,15 +168,8 @@ def test_inverted_residual_adds_its_input_where_the_shape_stays(
 ):
     block = InvertedResidual(
         8,
-        expanded,
-        out_channels,
-        3,
-        stride=stride,
-        reduced=None,
-        activation=jax.nn.relu,
-        squeeze_activation=jax.nn.relu,
-        gate=jax.nn.sigmoid,
-        padding="symmetric",
+        Block(3, expanded, out_channels, None, jax.nn.relu, stride),
+        MBConvConfig(stem=8, stages=(), head=8),
         norm=partial(BatchNorm, **FLOAT32),
         rngs=nnx.Rngs(0),
         **FLOAT32,

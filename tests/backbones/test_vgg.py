@@ -50,8 +50,8 @@ def original():
 
 @pytest.mark.torch
 @pytest.mark.usefixtures("x64")
-# Grids of 1x2 (spread onto 7x7), 7x7, 2x8 (half spread) and 8x9 (sliding windows).
-@pytest.mark.parametrize("size", [(32, 70), (224, 224), (64, 256), (256, 300)])
+# Grids of 1x2 (spread onto 7x7), 2x8 (half spread) and 7x9 (sliding windows).
+@pytest.mark.parametrize("size", [(32, 70), (64, 256), (224, 300)])
 def test_features_and_logits_equal_timms(original, size):
     from porting.rules import torch_to_flax
     from porting.vgg import TABLES, stages
@@ -98,8 +98,9 @@ def test_features_by_the_names_of_the_literature():
 
 
 def test_nothing_deeper_than_asked_for_is_computed():
-    encoder = encoder_of(SMALL)
-    jaxpr = jax.make_jaxpr(lambda x: encoder.features(x, ("relu2_2", "relu1_2")))(images(32, 32))
+    encoder = nnx.eval_shape(lambda: encoder_of(SMALL))
+    features = jax.make_jaxpr(lambda e, x: e.features(x, ("relu2_2", "relu1_2")))
+    jaxpr = features(encoder, images(32, 32))
     assert str(jaxpr).count("conv_general_dilated[") == 4
     relu2, relu1 = jaxpr.out_avals
     assert (relu2.shape, relu1.shape) == ((2, 16, 16, 5), (2, 32, 32, 4))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -44,6 +45,11 @@ def randomized(backbone: Backbone) -> Backbone:
 
 def timm_backbone(name: str, **options: Any) -> Backbone:
     return randomized(nnx.eval_shape(lambda: create_backbone(name, weights="none", **options)))
+
+
+def encode(backbone: Backbone, x: np.ndarray) -> jax.Array:
+    graph, state = nnx.split(backbone.encoder)
+    return jax.jit(lambda state, x: nnx.merge(graph, state)(x))(state, x)
 
 
 def sam_backbone(image_size=(64, 64)) -> Backbone:
@@ -86,7 +92,7 @@ def test_timms_vgg_loads_it_strictly(tmp_path):
     with torch.no_grad():
         reference = model.forward_features(torch.tensor(x).permute(0, 3, 1, 2))
     reference = reference.permute(0, 2, 3, 1).numpy()
-    assert relative_error(backbone.encoder(x), reference) < 1e-5
+    assert relative_error(encode(backbone, x), reference) < 1e-5
 
 
 @pytest.mark.parametrize("prefix", ["", "image_encoder."])
@@ -101,7 +107,7 @@ def test_metas_encoder_loads_it_strictly_and_computes_the_same(prefix, suffix, t
     x = np.random.default_rng(1).normal(size=(2, 64, 64, 3)).astype(np.float32)
     with torch.no_grad():
         reference = model(torch.tensor(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1).numpy()
-    assert relative_error(backbone.encoder(x), reference) < 1e-5
+    assert relative_error(encode(backbone, x), reference) < 1e-5
 
 
 def test_a_pth_is_of_plain_tensors_and_keeps_counters_as_torch_has_them(tmp_path):

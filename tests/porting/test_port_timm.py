@@ -11,11 +11,12 @@ import pytest
 
 from jaxear.backbones import create_backbone, read_weights
 from jaxear.backbones.weights import named_leaves
+from jaxear.errors import WeightsMismatchError
 from porting import timm_cli, timm_port
 from porting.checkpoints import file_sha256
 from porting.rules import flax_to_torch
 from porting.timm_models import PORTS
-from tests.torch_reference import torch
+from tests.torch_reference import import_timm, numpy_state, randomize, torch
 
 huggingface_hub = pytest.importorskip("huggingface_hub")
 
@@ -97,6 +98,21 @@ def test_the_classifier_and_the_counters_may_be_missing_as_a_whole(state, save, 
     leaves, facts = read_weights(out)
     assert facts["parity"] is None
     assert not any(name.startswith("classifier.") for name in leaves)
+
+
+def test_a_self_supervised_convnext_has_features_and_no_logits(save, out, capsys):
+    """As timm's convnextv2_tiny.fcmae, of `num_classes=0`: timm keeps the norm of the head."""
+    model = randomize(import_timm().create_model("convnextv2_tiny", num_classes=0))
+    assert "head.norm.weight" in model.state_dict()
+    assert port(save(numpy_state(model)), out, model="convnextv2_tiny") == 0
+    assert "no classifier" in capsys.readouterr().out
+    facts = read_weights(out)[1]
+    assert facts["classifier"] is False
+    assert facts["parity"]["errors"].keys() == {"stage1", "stage2", "stage3", "stage4", "last"}
+    backbone = create_backbone("convnextv2_tiny", weights=str(out), image_size=32)
+    assert backbone.out_channels == 768
+    with pytest.raises(WeightsMismatchError, match=r"missing: classifier\.linear\.bias"):
+        create_backbone("convnextv2_tiny", weights=str(out), image_size=32, classifier=True)
 
 
 @pytest.mark.parametrize(
