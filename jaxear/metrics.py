@@ -13,6 +13,7 @@ import numpy as np
 
 SSIM_WINDOW = 11
 SSIM_SIGMA = 1.5
+MS_SSIM_EXPONENTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang et al. (2003), section 3.2
 
 
 def psnr(images: jax.Array, reference: jax.Array) -> jax.Array:
@@ -30,6 +31,43 @@ def ssim(images: jax.Array, reference: jax.Array) -> jax.Array:
     Raises:
         ValueError: an image is smaller than the window.
     """
+    luminance_term, structure_term = _ssim_terms(images, reference)
+    return jnp.mean(luminance_term * structure_term, axis=(1, 2, 3))
+
+
+def ms_ssim(images: jax.Array, reference: jax.Array) -> jax.Array:
+    """Multi-scale structural similarity: Wang, Simoncelli & Bovik (2003), equation 7.
+
+    Structure is compared at five scales, each half as large as the one before (means of 2x2 pixels;
+    an odd last row or column is left out), and luminance at the smallest. Per channel the product
+    of their means is taken, with the exponents of the paper, then the mean over channels. Negative
+    means count as 0.
+
+    An image below 176 pixels has no room for the 11x11 window at all five scales. It is compared at
+    the k scales that have, the exponents of these scaled to the sum of all five (1.0001): four
+    scales from 88 pixels, three from 44, two from 22, and from 11 one, as good as SSIM. Values of
+    different k do not compare.
+
+    Raises:
+        ValueError: an image is smaller than the window.
+    """
+    room = max(min(images.shape[1:3]) // SSIM_WINDOW, 1)  # below 1, _ssim_terms refuses
+    scales = min(len(MS_SSIM_EXPONENTS), room.bit_length())
+    exponents = np.asarray(MS_SSIM_EXPONENTS[:scales])
+    exponents *= sum(MS_SSIM_EXPONENTS) / exponents.sum()
+    product = jnp.ones(())
+    for scale, exponent in enumerate(exponents, start=1):
+        if scale > 1:
+            images, reference = _halve(images), _halve(reference)
+        luminance_term, term = _ssim_terms(images, reference)
+        if scale == scales:
+            term = luminance_term * term
+        product = product * jnp.maximum(jnp.mean(term, axis=(1, 2)), 0.0) ** exponent
+    return jnp.mean(product, axis=1)
+
+
+def _ssim_terms(images: jax.Array, reference: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """SSIM's comparison of luminance and that of contrast and structure, [b, h - 10, w - 10, c]."""
     if min(images.shape[1:3]) < SSIM_WINDOW:
         raise ValueError(f"SSIM needs images of 11x11 pixels at least, not {images.shape[1:3]}.")
     mean_x, mean_y = _gaussian_filter(images), _gaussian_filter(reference)
@@ -39,7 +77,14 @@ def ssim(images: jax.Array, reference: jax.Array) -> jax.Array:
     c1, c2 = 0.01**2, 0.03**2
     luminance_term = (2 * mean_x * mean_y + c1) / (jnp.square(mean_x) + jnp.square(mean_y) + c1)
     structure_term = (2 * covariance + c2) / (var_x + var_y + c2)
-    return jnp.mean(luminance_term * structure_term, axis=(1, 2, 3))
+    return luminance_term, structure_term
+
+
+def _halve(images: jax.Array) -> jax.Array:
+    """Means of 2x2 pixels: [b, h, w, c] -> [b, h // 2, w // 2, c]."""
+    b, h, w, c = images.shape
+    even = images[:, : h - h % 2, : w - w % 2]
+    return jnp.mean(even.reshape(b, h // 2, 2, w // 2, 2, c), axis=(2, 4))
 
 
 def _gaussian_filter(images: jax.Array) -> jax.Array:

@@ -37,7 +37,7 @@ def test_ssim_is_scikit_images(pair):
 
 def test_ssim_of_flat_images_has_finite_gradients():
     flat = jnp.full((1, 16, 16, 3), 0.5)
-    gradient = jax.grad(lambda x: metrics.ssim(x, flat + 0.1).sum())(flat)
+    gradient = jax.jit(jax.grad(lambda x: metrics.ssim(x, flat + 0.1).sum()))(flat)
     assert jnp.isfinite(gradient).all()
     assert jnp.abs(gradient).max() < 1
 
@@ -45,6 +45,64 @@ def test_ssim_of_flat_images_has_finite_gradients():
 def test_ssim_refuses_images_smaller_than_its_window():
     with pytest.raises(ValueError, match="11x11"):
         metrics.ssim(jnp.zeros((1, 8, 16, 3)), jnp.zeros((1, 8, 16, 3)))
+
+
+def plain_ms_ssim(x, y, scales):
+    """As pytorch-msssim and TensorFlow compute it, restated in numpy for one pair [h, w, c]."""
+    offsets = np.arange(-5, 6)
+    window = np.exp(-(offsets**2) / (2 * 1.5**2))
+    window /= window.sum()
+
+    def blur(z):
+        rows = np.apply_along_axis(np.convolve, 0, z, window, mode="valid")
+        return np.apply_along_axis(np.convolve, 1, rows, window, mode="valid")
+
+    exponents = [0.0448, 0.2856, 0.3001, 0.2363, 0.1333]
+    share = sum(exponents) / sum(exponents[:scales])
+    result = 1.0
+    for scale in range(scales):
+        if scale:
+            x, y = (z[::2] + z[1::2] for z in (x, y))
+            x, y = ((z[:, ::2] + z[:, 1::2]) / 4 for z in (x, y))
+        mx, my = blur(x), blur(y)
+        sx, sy, sxy = blur(x * x) - mx**2, blur(y * y) - my**2, blur(x * y) - mx * my
+        term = (2 * sxy + 0.03**2) / (sx + sy + 0.03**2)
+        if scale == scales - 1:
+            term = term * (2 * mx * my + 0.01**2) / (mx**2 + my**2 + 0.01**2)
+        result = result * np.maximum(term.mean(axis=(0, 1)), 0) ** (exponents[scale] * share)
+    return result.mean()
+
+
+@pytest.mark.parametrize(("repeats", "scales"), [((1, 1), 2), ((2, 4), 4), ((5, 6), 5)])
+def test_ms_ssim_is_the_plain_formula(pair, repeats, scales):
+    noisy, images = (np.tile(z[:2], (1, *repeats, 1)) for z in pair)
+    expected = [
+        plain_ms_ssim(x.astype(np.float64), y.astype(np.float64), scales)
+        for x, y in zip(noisy, images, strict=True)
+    ]
+    np.testing.assert_allclose(jax.jit(metrics.ms_ssim)(noisy, images), expected, atol=5e-6)
+    assert max(expected) < 0.99
+
+
+def test_ms_ssim_leaves_out_an_odd_last_row_when_it_halves(pair):
+    noisy, images = (z[:, :33, :31] for z in pair)
+    halved = jax.jit(metrics.ms_ssim)(noisy, images)
+    assert jnp.isfinite(halved).all()
+    assert halved.shape == (4,)
+
+
+def test_ms_ssim_of_small_images_is_ssim(pair):
+    noisy, images = (z[:, :21, :40] for z in pair)
+    np.testing.assert_allclose(
+        metrics.ms_ssim(noisy, images), metrics.ssim(noisy, images), rtol=1e-3
+    )
+    with pytest.raises(ValueError, match="11x11"):
+        metrics.ms_ssim(noisy[:, :10], images[:, :10])
+
+
+def test_ms_ssim_of_opposite_images_is_zero(pair):
+    _, images = pair
+    np.testing.assert_array_equal(jax.jit(metrics.ms_ssim)(1 - images, images), 0)
 
 
 def test_edge_preservation_falls_as_edges_go(pair):
