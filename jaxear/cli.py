@@ -12,7 +12,9 @@ COMMANDS = {
     "train": "train a variational autoencoder of ears, and make its eigenears",
     "evaluate": "measure a trained model on ears that it has never seen",
     "eigenears": "draw the principal directions in which a model's ears vary",
+    "data": "prepare photographs once, for many trainings",
 }
+_MODULES = {"data": "jaxear.data.__main__"}  # the others are called as their commands are
 
 
 def usage() -> str:
@@ -45,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f"error: there is no command {name!r}\n\n{usage()}", file=sys.stderr)
         return 2
-    return importlib.import_module(f"jaxear.{name}").main(rest)
+    return importlib.import_module(_MODULES.get(name, f"jaxear.{name}")).main(rest)
 
 
 if __name__ == "__main__":

@@ -24,8 +24,8 @@ def run_command(command: Callable[[], None]) -> int:
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     logger.propagate = False
-    # Orbax speaks of its own affairs through absl.
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    # Orbax speaks of its own affairs through absl; what goes wrong there is raised, too.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
         command()
     except UserError as error:

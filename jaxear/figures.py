@@ -19,11 +19,11 @@ DPI = 200
 
 
 def to_uint8(images: np.ndarray) -> np.ndarray:
-    """Floats in [0, 1] -> uint8; uint8 passes."""
+    """Floats in [0, 1] -> uint8, black where they are not finite; uint8 passes."""
     images = np.asarray(images)
     if images.dtype == np.uint8:
         return images
-    return np.round(255 * np.clip(images, 0, 1)).astype(np.uint8)
+    return np.round(255 * np.clip(np.nan_to_num(images, posinf=1), 0, 1)).astype(np.uint8)
 
 
 def save_image(path: Path, image: np.ndarray) -> None:

@@ -68,13 +68,21 @@ def create_vae(
         head = create_head(shapes, config.latent_dim, width=width, dtype=dtype, rngs=rngs)
         channels = config.decoder_channels
         decoder = Decoder(
-            config.latent_dim, image_size=size, channels=channels, dtype=dtype, rngs=rngs
+            config.latent_dim,
+            image_size=size,
+            channels=channels,
+            remat=config.remat,
+            dtype=dtype,
+            rngs=rngs,
         )
         return head, decoder
 
     # Compiled as one program: one by one, the random draws take many times as long to compile.
     head, decoder = (nnx.jit(random_parts) if load_weights else random_parts)(rngs)
-    return EarVAE(LatentEncoder(backbone, head), decoder, latent_dim=config.latent_dim)
+    model = EarVAE(LatentEncoder(backbone, head), decoder, latent_dim=config.latent_dim)
+    for one in model.backbones.values():
+        one.encoder.remat |= config.remat
+    return model
 
 
 def random_stream(seed: int) -> nnx.Rngs:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,27 +18,45 @@ from jaxear.backbones.registry import full_name
 from jaxear.command import run_command
 from jaxear.config import TrainConfig, from_dict, validate
 from jaxear.data.pipeline import Batches, load_split
+from jaxear.data.records import subject_numbers
 from jaxear.eigenears import write_eigenears
 from jaxear.errors import UserError
 from jaxear.model import create_vae, load_config, random_stream
 from jaxear.options import parse_train_options
-from jaxear.training.checkpoints import Checkpoints
+from jaxear.perceptual import create_judge
+from jaxear.training import distributed
+from jaxear.training.batch import Resident
+from jaxear.training.checkpoints import BEST_METRIC, Checkpoints
+from jaxear.training.disk import disk_may_be_full
+from jaxear.training.distributed import any_process, is_main
 from jaxear.training.evaluation import evaluate_images
+from jaxear.training.features import prepare_features
+from jaxear.training.feed import Feed, stays_on_device
 from jaxear.training.inherit import inherit
 from jaxear.training.interrupt import Interrupt
+from jaxear.training.lock import exclusive
 from jaxear.training.logging import MetricsLog, read_json, write_json
 from jaxear.training.meters import MeanMetrics, StepClock, TrainingBar
-from jaxear.training.optimizer import create_optimizer, create_schedule, trainable_parameters
-from jaxear.training.sharding import DataParallel
+from jaxear.training.optimizer import (
+    create_optimizer,
+    create_schedule,
+    rate_scales,
+    trainable_parameters,
+)
+from jaxear.training.sharding import create_parallel
 from jaxear.training.state import Partition, create_state, split_model
 from jaxear.training.step import make_eval_step, make_train_step
 from jaxear.training.summary import run_facts
+from jaxear.training.watch import Watch
 
 logger = logging.getLogger(__name__)
 
 
 def train(config: TrainConfig, *, resume: bool = False, progress: bool = True) -> dict[str, Any]:
     """Train a model as configured, or go on with a run that stopped, and make its eigenears.
+
+    In a run of several processes all of them call this, after `distributed.initialize`; the first
+    writes what people read.
 
     Args:
         config: all settings; the run is written to `config.run_dir`.
@@ -47,104 +67,159 @@ def train(config: TrainConfig, *, resume: bool = False, progress: bool = True) -
         What `summary.json` holds.
 
     Raises:
-        UserError: the settings, the data or the directory cannot be used.
+        UserError: the settings, the data or the directory cannot be used; the disk is full; or
+            steps keep failing. What was trained until then is saved.
         KeyboardInterrupt: the run was interrupted; its state has been saved.
     """
     validate(config)
-    parallel = DataParallel.over_local_devices()
-    parallel.check_batch_size(config.batch_size)
+    parallel = create_parallel(config.parallel, config.batch_size, config.accumulate)
     run_dir = config.run_dir
     _check_run_dir(run_dir, resume)
+    progress = progress and is_main()
 
     # Data
-    batches = Batches(load_split(config, "train", progress=progress).images, config)
+    ears = load_split(config, "train", progress=progress)
+    batches = Batches(
+        ears,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
     val_images = load_split(config, "val", progress=progress).images
     steps_per_epoch = batches.steps_per_epoch
-    logger.info("%d images to train on, %d to validate", len(batches.images), len(val_images))
+    logger.info("%d images to train on, %d to validate", len(ears), len(val_images))
 
     # Model and optimiser
     model = create_vae(config, config.image_size, rngs=random_stream(config.seed))
     model.train()
     trainable = trainable_parameters(model, config.freeze, config.image_size)
     skeleton, leaves = split_model(model, trainable)
+    scales = rate_scales(model, config)
     model.eval()
     eval_skeleton, _ = split_model(model)
     schedule = create_schedule(config, steps_per_epoch)
-    optimizer = create_optimizer(config, schedule)
+    optimizer = create_optimizer(config, schedule, scales)
     if config.init_from is not None and not resume:
         leaves = start_from(leaves, config)
-    state = parallel.put_state(create_state(leaves, optimizer))
-    del leaves
+    judge = create_judge(config, config.image_size)
+    train_step = make_train_step(
+        config,
+        skeleton,
+        optimizer,
+        schedule,
+        steps_per_epoch,
+        judge=judge,
+        axis_name=parallel.axis_name,
+    )
+    eval_step = parallel.compile_eval(make_eval_step(eval_skeleton))
 
-    run_dir.mkdir(parents=True, exist_ok=True)
-    with Checkpoints(run_dir / "checkpoints") as checkpoints, Interrupt() as interrupt:
-        if resume:
-            state = checkpoints.restore(checkpoints.find("latest"), like=state)
-            logger.info("Going on after step %d", int(state.step))
+    with (
+        exclusive(run_dir) if is_main() else nullcontext(),
+        disk_may_be_full(run_dir),
+        Checkpoints(
+            run_dir / "checkpoints",
+            keep_best=config.keep_best,
+            minutes=config.checkpoint_minutes,
+        ) as checkpoints,
+        Interrupt() as interrupt,
+    ):
         config.save(run_dir / "config.yaml")
-        log = MetricsLog(run_dir, resume_step=int(state.step))
+
+        # What lies on the devices
+        features = None
+        if config.cache_features:
+            features = prepare_features(config, eval_skeleton, leaves, ears, progress=progress)
+        state = create_state(leaves, optimizer, average=config.ema_decay > 0)
         summary = (read_json(run_dir / "summary.json") if resume else {}) | run_facts(config, state)
+        state = parallel.put_state(state)
+        step = 0
+        if resume:
+            saved = checkpoints.restore_latest(like=parallel.savable(state))
+            step = int(saved.step)
+            state = parallel.put_state(saved)
+            del saved
+        del leaves, model
+        resident = stays_on_device(config, len(ears) * val_images[0].nbytes)
+        constants = parallel.put_resident(
+            Resident(
+                images=ears.images if resident else None,
+                judge={} if judge is None else judge.leaves,
+            )
+        )
+        feed = Feed(
+            batches, subject_numbers(ears.records), parallel, resident=resident, features=features
+        )
 
         # The step, compiled ahead of time so that its cost and its memory are known
         clock = StepClock(config.batch_size)
-        example = parallel.put_batch(batches.images[: config.batch_size])
         with clock.compilation():
-            train_step = (
-                jax.jit(
-                    make_train_step(config, skeleton, optimizer, schedule, steps_per_epoch),
-                    donate_argnums=0,
-                )
-                .lower(state, example)
-                .compile()
-            )
-        eval_step = jax.jit(make_eval_step(eval_skeleton))
-        summary |= clock.compiled(train_step)
+            compiled = parallel.compile_train(train_step, state, constants, feed.example())
+        summary |= clock.compiled(compiled)
 
+        log = MetricsLog(run_dir, resume_step=step)
+        watch = Watch(config, ears.records, batches)
         with TrainingBar(config.epochs, steps_per_epoch, show=progress) as bar:
-            step = int(state.step)
             for epoch in range(step // steps_per_epoch, config.epochs):
+                if log.gained_nothing_for(config.patience):
+                    logger.info("Validation PSNR has not risen for %d epochs.", config.patience)
+                    break
+
                 # One epoch of steps
                 means = MeanMetrics()
-                for images in batches.epoch(epoch, start=step % steps_per_epoch):
+                end = (epoch + 1) * steps_per_epoch
+                for batch in feed.iterate(step, end):
                     with clock.step():
-                        state, metrics = train_step(state, parallel.put_batch(images))
-                        means.add(jax.device_get(metrics))
-                    step = int(state.step)
+                        state, metrics = compiled(state, constants, batch)
+                        metrics = parallel.scalars(metrics)
+                    step += 1
+                    clock.wait(feed.take_waited())
+                    means.add(metrics)
                     bar.update(step, means, clock)
-                    if interrupt.requested and step % steps_per_epoch:
-                        checkpoints.save(state)
+                    watch.step(step, metrics)
+                    stopping = any_process(interrupt.requested)
+                    due = stopping or any_process(checkpoints.is_due())
+                    if due and step < end and watch.well:
+                        checkpoints.save(parallel.savable(state))
+                    if stopping or watch.failed:
                         break
 
                 # Validation, pictures, checkpoint
-                if step % steps_per_epoch == 0:
+                if step == end and not watch.failed:
                     validation, grid = evaluate_images(
                         eval_step, state, val_images, parallel, config
                     )
                     row = {"epoch": epoch + 1, "step": step}
                     row |= means.result("train_") | validation | clock.result()
                     log.write(row)
-                    figures.save_image(run_dir / "samples" / f"epoch_{epoch + 1:04d}.png", grid)
                     log.add_image("reconstructions", grid, step)
-                    checkpoints.save(state, validation)
+                    if watch.well and math.isfinite(validation[BEST_METRIC]):
+                        checkpoints.save(parallel.savable(state), validation)
                     bar.epoch_done(row)
                     summary |= {"epochs": epoch + 1, "steps": step}
                     summary |= validation | clock.result()
-                    write_json(run_dir / "summary.json", summary)
+                    if is_main():
+                        figures.save_image(run_dir / "samples" / f"epoch_{epoch + 1:04d}.png", grid)
+                        write_json(run_dir / "summary.json", summary)
 
-                if interrupt.requested and step < config.epochs * steps_per_epoch:
+                if watch.failed:
+                    checkpoints.wait()
+                    raise UserError(watch.report(run_dir, checkpoints.steps()))
+                if any_process(interrupt.requested) and step < config.epochs * steps_per_epoch:
                     checkpoints.wait()
                     raise KeyboardInterrupt(
-                        f"The run is saved at step {step}. Go on with: "
+                        f"The run is saved at step {checkpoints.find('latest')}. Go on with: "
                         f"jaxear train --out {run_dir} --resume"
                     )
         log.close()
 
     # Eigenears of the best checkpoint
-    eigenears = write_eigenears(run_dir, progress=progress)
-    ratios = eigenears.explained_variance_ratio_
-    summary |= {"pc1": float(ratios[0]), "pc_first5": float(ratios[:5].sum())}
-    write_json(run_dir / "summary.json", summary)
-    logger.info("The run is in %s, its eigenears in %s", run_dir, run_dir / "eigenears")
+    if is_main():
+        eigenears = write_eigenears(run_dir, progress=progress)
+        ratios = eigenears.explained_variance_ratio_
+        summary |= {"pc1": float(ratios[0]), "pc_first5": float(ratios[:5].sum())}
+        write_json(run_dir / "summary.json", summary)
+        logger.info("The run is in %s, its eigenears in %s", run_dir, run_dir / "eigenears")
     return summary
 
 
@@ -190,13 +265,12 @@ def _has_checkpoints(run_dir: Path) -> bool:
 
 
 def _check_run_dir(run_dir: Path, resume: bool) -> None:
-    started = _has_checkpoints(run_dir)
-    if started and not resume:
+    if not resume and _has_checkpoints(run_dir):
         raise UserError(
             f"{run_dir} already holds a run. Go on with it by --resume, or give another --out."
         )
-    if resume and not started:
-        raise UserError(f"There is no run to resume in {run_dir}: it has no checkpoints.")
+    if resume and not (run_dir / "config.yaml").is_file():
+        raise UserError(f"There is no run to resume in {run_dir}: it has no config.yaml.")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -204,6 +278,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def command() -> None:
         config, resume = parse_train_options(argv)
+        distributed.initialize(config)
         run = train_stages if config.stages else train
         run(config, resume=resume)
 

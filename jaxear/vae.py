@@ -19,6 +19,7 @@ from flax import nnx
 
 from jaxear.backbones.base import Backbone
 from jaxear.backbones.hybrid import HybridBackbone
+from jaxear.backbones.staged import run
 from jaxear.errors import UserError
 
 # Standard deviations from 1e-3 to 55: what lies beyond is a numerical accident.
@@ -34,9 +35,9 @@ class VAEOutput(NamedTuple):
     z: jax.Array
 
 
-def reparameterize(mu: jax.Array, logvar: jax.Array, key: jax.Array) -> jax.Array:
-    """Draw z ~ N(mu, exp(logvar)), differentiably in both; all [b, d]."""
-    return mu + jnp.exp(0.5 * logvar) * jax.random.normal(key, mu.shape, mu.dtype)
+def reparameterize(mu: jax.Array, logvar: jax.Array, noise: jax.Array) -> jax.Array:
+    """z ~ N(mu, exp(logvar)) of noise ~ N(0, I), differentiably in both; all [b, d]."""
+    return mu + jnp.exp(0.5 * logvar) * noise
 
 
 class LatentHead(nnx.Module):
@@ -217,7 +218,8 @@ class Decoder(nnx.Module):
 
     A linear layer makes a small grid of `channels[0]` channels; each further entry of `channels`
     doubles the grid. Most parameters sit where the grid is small, most of the time goes where it is
-    large: the last entries decide the speed.
+    large: the last entries decide the speed. With `remat` the gradient computes the activations
+    within each block again, to save memory.
     """
 
     def __init__(
@@ -226,6 +228,7 @@ class Decoder(nnx.Module):
         *,
         image_size: tuple[int, int],
         channels: Sequence[int],
+        remat: bool = False,
         dtype: Any,
         rngs: nnx.Rngs,
     ):
@@ -248,13 +251,15 @@ class Decoder(nnx.Module):
         )
         self.norm = _group_norm(channels[-1], dtype, rngs)
         self.out = nnx.Conv(channels[-1], 3, (3, 3), dtype=dtype, rngs=rngs)
+        self.remat = remat
         self.dtype = dtype
 
     def __call__(self, z: jax.Array) -> jax.Array:
         x = self.stem(z.astype(self.dtype)).reshape(z.shape[0], *self.grid, -1)
-        x = self.blocks[0](x)
+        x = run(self.blocks[0], x, remat=self.remat)
         for upsample, block in zip(self.upsamples, self.blocks[1:], strict=True):
-            x = block(upsample(x))
+            x = run(upsample, x, remat=self.remat)
+            x = run(block, x, remat=self.remat)
         x = self.out(nnx.silu(self.norm(x)))
         return nnx.sigmoid(x.astype(jnp.float32))
 
@@ -307,7 +312,7 @@ class EarVAE(nnx.Module):
         return self.decode(jax.random.normal(key, (n, self.latent_dim)))
 
     def __call__(self, images: jax.Array, key: jax.Array) -> VAEOutput:
-        """Images [b, H, W, 3] -> one stochastic pass, as in training."""
+        """Images [b, H, W, 3] -> one stochastic pass."""
         mu, logvar = self.encode(images)
-        z = reparameterize(mu, logvar, key)
+        z = reparameterize(mu, logvar, jax.random.normal(key, mu.shape, mu.dtype))
         return VAEOutput(self.decode(z), mu, logvar, z)

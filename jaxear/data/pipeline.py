@@ -2,25 +2,47 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import json
+import os
+import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
+import grain
 import numpy as np
 
-from jaxear.config import DataConfig, TrainConfig
-from jaxear.data.dataset import EarImages, load_images
+from jaxear.config import DataConfig
+from jaxear.data.dataset import EarImages, from_store, load_images
+from jaxear.data.progress import reading_bar
 from jaxear.data.records import Record
 from jaxear.data.sources import load_records
 from jaxear.data.splits import split_by_subject
+from jaxear.data.store import (
+    FORMAT,
+    Settings,
+    Store,
+    differences,
+    is_store,
+    open_store,
+    prepare_store,
+)
 from jaxear.data.synthetic import synthetic_ears
 from jaxear.errors import UserError
 
 SPLITS = ("train", "val", "test")
 
+_READ_AHEAD = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
+
 
 def load_split(config: DataConfig, split: str, *, progress: bool = True) -> EarImages:
     """Read and prepare one split of the data, exactly as training does.
+
+    Photographs are prepared once, into a store under `cache_dir`, and from then on only those that
+    changed. `data` may be such a store itself, made by `jaxear data prepare`.
 
     Args:
         config: where the data is and how it is prepared; without `data`, the synthetic ears.
@@ -28,32 +50,75 @@ def load_split(config: DataConfig, split: str, *, progress: bool = True) -> EarI
         progress: show a bar while reading, on a terminal.
 
     Raises:
-        UserError: no such split, no data there, nothing in the split, too many unreadable files.
+        UserError: no such split, no data there, nothing in the split, too many unreadable files, a
+            store that was prepared otherwise.
     """
     if split not in (*SPLITS, "all"):
         raise UserError(f"There is no split {split!r}; choose from train, val, test, all.")
-    records = demo_records(config) if config.data is None else load_records(
-        config.data, layout=config.layout
-    )  # fmt: skip
-    if split != "all":
-        splits = split_by_subject(
-            records,
-            val=config.val_fraction,
-            test=config.test_fraction,
-            seed=config.split_seed,
-        )
-        records = splits.require(split)
     if config.data is None:
-        return draw_demo_ears(config, records)
-    return load_images(
-        records,
-        image_size=config.image_size,
-        fit=config.fit,
-        margin=config.box_margin,
-        mirror_left=config.mirror_left,
-        max_bad=config.max_bad,
-        progress=progress,
-    )
+        return draw_demo_ears(config, choose(demo_records(config), config, split))
+    settings = settings_of(config)
+    if is_store(config.data):
+        store = open_store(config.data)
+        check_settings(store, settings)
+    else:
+        records = load_records(config.data, layout=config.layout)
+        if config.cache_dir == "none":
+            return load_images(
+                choose(records, config, split),
+                image_size=config.image_size,
+                fit=config.fit,
+                margin=config.box_margin,
+                mirror_left=config.mirror_left,
+                max_bad=config.max_bad,
+                progress=progress,
+            )
+        with reading_bar(progress) as report:
+            store = prepare_store(
+                cache_folder(config), records, data_root(config.data), settings, report=report
+            )
+    return from_store(store, choose(store.records, config, split), max_bad=config.max_bad)
+
+
+def choose(records: list[Record], config: DataConfig, split: str) -> list[Record]:
+    """The records of a split, or all of them."""
+    if split == "all":
+        return records
+    shares = {"val": config.val_fraction, "test": config.test_fraction}
+    return split_by_subject(records, **shares, seed=config.split_seed).require(split)
+
+
+def settings_of(config: DataConfig) -> Settings:
+    """How the pictures of a configuration are prepared."""
+    return Settings(config.image_size, config.fit, config.box_margin, config.mirror_left)
+
+
+def check_settings(store: Store, wanted: Settings) -> None:
+    """Raises UserError if the store was prepared otherwise."""
+    stored = dataclasses.asdict(store.settings)
+    if different := differences(stored, dataclasses.asdict(wanted)):
+        flags = " ".join(
+            f"--{name.replace('_', '-')} {str(value).lower()}" for name, value in stored.items()
+        )
+        raise UserError(
+            f"The images in {store.folder} are prepared otherwise than is asked for: {different}. "
+            f"Give the settings that they have: {flags}. Or prepare the photographs as you want "
+            "them, into another folder: jaxear data prepare --help tells how."
+        )
+
+
+def cache_folder(config: DataConfig) -> Path:
+    """Where the photographs of a configuration are kept prepared."""
+    data = Path(str(config.data)).resolve()
+    key = [FORMAT, str(data), config.layout, dataclasses.asdict(settings_of(config))]
+    digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
+    return Path(config.cache_dir).expanduser() / f"{data.stem}-{digest}"
+
+
+def data_root(data: str | Path) -> Path:
+    """The folder that the paths of a data set are noted relative to."""
+    path = Path(data)
+    return Path(os.path.abspath(path)) if path.is_dir() else path.resolve().parent
 
 
 def demo_records(config: DataConfig) -> list[Record]:
@@ -66,37 +131,92 @@ def draw_demo_ears(config: DataConfig, records: list[Record]) -> EarImages:
     """The synthetic ears of these records."""
     images, _ = synthetic_ears(config.split_seed, config.demo_ears, config.image_size)
     numbers = [int(record.subject.rsplit("-", 1)[1]) for record in records]
-    return EarImages(images=images[numbers], records=records, rejected=[])
+    return EarImages(images[numbers], records, [])
 
 
-@dataclass(frozen=True)
-class Batches:
-    """Training batches of a set of images in memory, in an order made from seed and epoch.
+class Batch(NamedTuple):
+    """One process's share of a batch.
 
-    The last, incomplete batch of an epoch is dropped, so that every step has one shape; which
-    images that concerns changes with every epoch.
+    `images` uint8 [b, S, S, 3]; `rows` int32 [b], which images of the split they are; `positions`
+    int32 [b], their places in the global batch, from 0 to batch_size - 1.
     """
 
     images: np.ndarray
-    config: TrainConfig
+    rows: np.ndarray
+    positions: np.ndarray
 
-    def __post_init__(self) -> None:
+
+class Batches:
+    """Training batches of a set of images, in an order made from the seed and the epoch alone.
+
+    Every image comes once at most in an epoch. The last, incomplete batch of an epoch is dropped,
+    so that every step has one shape; which images that concerns changes with every epoch. A step's
+    global batch does not depend on how many processes share it, so a run may go on with others.
+
+    Args:
+        ears: the images.
+        batch_size: images of a global batch, a multiple of `process_count`.
+        seed: of the order.
+        process_index, process_count: which contiguous share of each batch is read here.
+
+    Raises:
+        UserError: there are fewer images than one batch needs, or it cannot be shared evenly.
+    """
+
+    def __init__(
+        self,
+        ears: EarImages,
+        *,
+        batch_size: int,
+        seed: int,
+        process_index: int = 0,
+        process_count: int = 1,
+    ):
+        self.batch_size = batch_size
+        self.steps_per_epoch = len(ears) // batch_size
+        self._ears = ears
+        self._seed = seed
         if self.steps_per_epoch == 0:
             raise UserError(
-                f"The training split has {len(self.images)} images, fewer than one batch of "
-                f"{self.config.batch_size}; give a smaller --batch-size."
+                f"The training split has {len(ears)} images, fewer than one batch of "
+                f"{batch_size}; give a smaller --batch-size."
             )
+        if batch_size % process_count:
+            raise UserError(
+                f"A batch of {batch_size} cannot be shared evenly by {process_count} processes; "
+                "give a --batch-size that is a multiple of them."
+            )
+        share = batch_size // process_count
+        self._positions = np.arange(process_index * share, (process_index + 1) * share, dtype="i4")
 
-    @property
-    def steps_per_epoch(self) -> int:
-        return len(self.images) // self.config.batch_size
+    def rows(self, step: int) -> np.ndarray:
+        """Which images, int32 [batch_size], make the global batch of a step, counted from 0."""
+        epoch, step = divmod(step, self.steps_per_epoch)
+        order = _epoch_order(self._seed, epoch, len(self._ears))
+        return order[step * self.batch_size : (step + 1) * self.batch_size]
 
-    def epoch(self, epoch: int, *, start: int = 0) -> Iterator[np.ndarray]:
-        """The batches [batch_size, h, w, 3] of one epoch, from step `start` of it on."""
-        order = np.random.default_rng([self.config.seed, epoch]).permutation(len(self.images))
-        size = self.config.batch_size
-        for step in range(start, self.steps_per_epoch):
-            yield self.images[order[step * size : (step + 1) * size]]
+    def iterate(self, step: int, stop: int | None = None) -> Iterator[Batch]:
+        """This process's batches from global step `step` on, to before `stop` or without end.
+
+        Threads of Grain read some batches ahead; they end with the iterator (`close`).
+        """
+        end = sys.maxsize if stop is None else stop
+        batches = iter(
+            grain.MapDataset.range(step, end).map(self._read).to_iter_dataset(_READ_AHEAD)
+        )
+        try:
+            yield from batches
+        finally:
+            batches.close()
+
+    def _read(self, step: int) -> Batch:
+        rows = self.rows(step)[self._positions]
+        return Batch(self._ears.take(rows), rows, self._positions)
+
+
+@lru_cache(maxsize=4)  # the steps of an epoch share it, and reading ahead touches the next epoch
+def _epoch_order(seed: int, epoch: int, n: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch]).permutation(n).astype(np.int32)
 
 
 def padded_batches(images: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, int]]:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 Side = Literal["left", "right", "unknown"]
 Box = tuple[float, float, float, float]
 
@@ -56,3 +58,9 @@ def folder_subjects(paths: Sequence[Path]) -> list[tuple[str, Side]]:
 def sort_records(records: Iterable[Record]) -> list[Record]:
     """Records in the one order that depends on nothing but their contents."""
     return sorted(records, key=lambda record: (str(record.path), record.box or (), record.subject))
+
+
+def subject_numbers(records: Sequence[Record]) -> np.ndarray:
+    """The records' subjects as numbers from 0, int32 [n]; equal numbers are equal subjects."""
+    _, numbers = np.unique([record.subject for record in records], return_inverse=True)
+    return numbers.astype(np.int32)

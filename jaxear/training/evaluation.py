@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,18 +10,21 @@ from jaxear import figures
 from jaxear.config import TrainConfig
 from jaxear.data.pipeline import padded_batches
 from jaxear.metrics import negative_elbo
-from jaxear.training.sharding import DataParallel
+from jaxear.training.sharding import Parallel
 from jaxear.training.state import TrainState
+from jaxear.training.step import EvalStep
 
 
 def evaluate_images(
-    eval_step: Callable[[TrainState, jax.Array], Any],
+    eval_step: EvalStep,
     state: TrainState,
     images: np.ndarray,
-    parallel: DataParallel,
+    parallel: Parallel,
     config: TrainConfig,
 ) -> tuple[dict[str, float], np.ndarray]:
     """Mean metrics over images uint8 [n, h, w, 3], and a picture of some reconstructions.
+
+    Every process of a run gives all images, computes its share and gets the whole result.
 
     Returns:
         val_psnr (dB), val_ssim, val_edge, val_kl (nats), val_mse, val_bits (bits per number, the
@@ -33,8 +33,11 @@ def evaluate_images(
     collected: dict[str, list[np.ndarray]] = {}
     reconstructed = np.empty(images.shape, np.float32)
     done = 0
+    share = config.batch_size // jax.process_count()
+    mine = slice(jax.process_index() * share, (jax.process_index() + 1) * share)
     for batch, n in padded_batches(images, config.batch_size):
-        metrics, reconstructions = jax.device_get(eval_step(state, parallel.put_batch(batch)))
+        result = eval_step(state, parallel.put_batch(batch[mine]))
+        metrics, reconstructions = parallel.collect(result)
         for name, values in metrics.items():
             collected.setdefault(name, []).append(values[:n])
         reconstructed[done : done + n] = reconstructions[:n]

@@ -9,28 +9,36 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tensorboardX import SummaryWriter
+
+from jaxear.training.distributed import is_main
 
 
 class MetricsLog:
     """Rows of numbers, one per epoch, to `metrics.csv` and TensorBoard.
 
     Opened again after an interruption, it drops the rows beyond the step that training goes on
-    from, so that no epoch stands in the file twice.
+    from, so that no epoch stands in the file twice. In a run of several processes only the first
+    writes.
     """
 
     def __init__(self, run_dir: Path, *, resume_step: int = 0):
         self.path = run_dir / "metrics.csv"
         self.rows: list[dict[str, Any]] = []
+        self._writer = None
         if self.path.is_file():
             with self.path.open(newline="") as file:
                 self.rows = [row for row in csv.DictReader(file) if int(row["step"]) <= resume_step]
-        # Events of steps beyond the one resumed from are dropped by TensorBoard itself.
-        self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=resume_step + 1)
+        if is_main():
+            # Events of steps beyond the one resumed from are dropped by TensorBoard itself.
+            self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=resume_step + 1)
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Add one row; it must have "epoch" and "step". On disk when this returns."""
         self.rows.append(dict(row))
+        if self._writer is None:
+            return
         fields = list(dict.fromkeys(key for row in self.rows for key in row))
         temporary = self.path.with_suffix(".tmp")
         with temporary.open("w", newline="") as file:
@@ -45,10 +53,17 @@ class MetricsLog:
 
     def add_image(self, name: str, image: Any, step: int) -> None:
         """Show a picture, uint8 [h, w, 3], in TensorBoard."""
-        self._writer.add_image(name, image, step, dataformats="HWC")
+        if self._writer is not None:
+            self._writer.add_image(name, image, step, dataformats="HWC")
+
+    def gained_nothing_for(self, epochs: int) -> bool:
+        """Whether the best validation PSNR is at least so many epochs old; 0 is never."""
+        values = [float(row["val_psnr"]) for row in self.rows]
+        return 0 < epochs <= len(values) - 1 - int(np.argmax(values)) if values else False
 
     def close(self) -> None:
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:

@@ -22,19 +22,24 @@ from rich.progress import (
 
 
 class MeanMetrics:
-    """Means of metrics over the steps of an epoch."""
+    """Means of metrics over the steps of an epoch that could be used."""
 
     def __init__(self) -> None:
         self._sums: dict[str, float] = defaultdict(float)
         self._count = 0
 
     def add(self, metrics: Mapping[str, Any]) -> None:
+        if metrics.get("bad_steps"):
+            return
         self._count += 1
         for name, value in metrics.items():
             self._sums[name] += float(value)
 
     def result(self, prefix: str = "") -> dict[str, float]:
         return {f"{prefix}{name}": total / self._count for name, total in self._sums.items()}
+
+    def __getitem__(self, name: str) -> float:
+        return self._sums[name] / self._count if self._count else float("nan")
 
 
 class StepClock:
@@ -44,6 +49,7 @@ class StepClock:
         self._batch_size = batch_size
         self._seconds: list[float] = []
         self._compile_seconds = 0.0
+        self._waited = 0.0
 
     @contextmanager
     def compilation(self) -> Iterator[None]:
@@ -57,6 +63,10 @@ class StepClock:
         began = time.perf_counter()
         yield
         self._seconds.append(time.perf_counter() - began)
+
+    def wait(self, seconds: float) -> None:
+        """Counts time for which a step had to wait for its batch."""
+        self._waited += seconds
 
     def compiled(self, step: Any) -> dict[str, Any]:
         """Compilation's time, and the memory that the compiled step needs, by XLA's account."""
@@ -81,9 +91,12 @@ class StepClock:
         return 1e3 * self._batch_size / self.step_ms_median
 
     def result(self) -> dict[str, float]:
+        busy = sum(self._seconds)
         return {
             "images_per_second": round(self.images_per_second, 3),
             "step_ms_median": round(self.step_ms_median, 3),
+            # Share of the time between steps that went into waiting for data
+            "data_wait_share": round(self._waited / (self._waited + busy), 5) if busy else 0.0,
         }
 
 
@@ -127,21 +140,21 @@ class TrainingBar:
 
     def update(self, step: int, means: MeanMetrics, clock: StepClock) -> None:
         """After each step."""
-        result = means.result()
         epoch = (step - 1) // self._steps_per_epoch + 1
         self._progress.update(
             self._task,
             completed=step,
             description=f"epoch {epoch}/{self._epochs}",
-            numbers=f"loss {result['loss']:.4f}  PSNR {result['psnr']:.2f} dB  "
+            numbers=f"loss {means['loss']:.4f}  PSNR {means['psnr']:.2f} dB  "
             f"{clock.images_per_second:.1f} images/s",
         )
 
     def epoch_done(self, row: Mapping[str, Any]) -> None:
         """After each epoch, with its row of metrics."""
         if self._show:
+            loss = row.get("train_loss", float("nan"))  # where no step of the epoch could be used
             self._console.print(
-                f"epoch {row['epoch']:>3}/{self._epochs}  loss {row['train_loss']:.4f}  "
+                f"epoch {row['epoch']:>3}/{self._epochs}  loss {loss:.4f}  "
                 f"KL {row['val_kl']:.1f} nats  validation: PSNR {row['val_psnr']:.2f} dB  "
                 f"SSIM {row['val_ssim']:.3f}  ({row['images_per_second']:.1f} images/s)",
                 highlight=False,

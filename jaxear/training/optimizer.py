@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -12,8 +13,6 @@ import optax
 from jaxear.config import OptimConfig
 from jaxear.training.state import Leaves, Partition, Path, Skeleton, split_model
 from jaxear.vae import EarVAE
-
-BACKBONE = "encoder.backbone."
 
 
 def trainable_parameters(model: EarVAE, freeze: str | int, image_size: int) -> frozenset[str]:
@@ -68,20 +67,49 @@ def create_schedule(config: OptimConfig, steps_per_epoch: int) -> optax.Schedule
     )
 
 
-def create_optimizer(config: OptimConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """Clipping by the global norm, AdamW on matrices and kernels, a lower rate for the backbone."""
+def rate_scales(model: EarVAE, config: OptimConfig) -> dict[str, float]:
+    """What the learning rate of each parameter is multiplied by, by its dotted path.
+
+    1 for head and decoder; for the backbone its own scale, times `layer_decay` for every block from
+    the parameter's own to the last: lower layers, which see what all images have in common, move
+    least (Bao et al., "BEiT" (2022), section 3.1; Clark et al., "ELECTRA" (2020)). What lies beyond
+    the last block has the backbone's scale alone.
+    """
+    skeleton, leaves = split_model(model)
+
+    def scale(path: Path) -> float:
+        for prefix, backbone in model.backbones.items():
+            if path[: len(prefix)] == prefix:
+                encoder = backbone.encoder
+                above = encoder.n_blocks + 1 - encoder.block_index(path[len(prefix) :])
+                return config.backbone_lr_scale * config.layer_decay**above
+        return 1.0
+
+    return {name: scale(skeleton.paths[name]) for name in leaves.trainable}
+
+
+def create_optimizer(
+    config: OptimConfig, schedule: optax.Schedule, rate_scales: Mapping[str, float] | None = None
+) -> optax.GradientTransformation:
+    """Clipping by the global norm, then AdamW with the decay on matrices and kernels alone.
+
+    Args:
+        config: clipping and decay.
+        schedule: steps done -> learning rate.
+        rate_scales: parameter -> what its rate is multiplied by; see `rate_scales`. By default all
+            have the schedule's.
+    """
 
     def decayed(params: Any) -> dict[str, bool]:
         return {name: name.endswith(".kernel") for name in params}
 
-    def scale_backbone(updates: Any, params: Any = None) -> Leaves:
-        return {
-            name: update * (config.backbone_lr_scale if name.startswith(BACKBONE) else 1.0)
-            for name, update in updates.items()
-        }
+    def scale(updates: Any, params: Any = None) -> Leaves:
+        if rate_scales is None:
+            return updates
+        return {name: update * rate_scales[name] for name, update in updates.items()}
 
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
         optax.adamw(schedule, b2=0.99, weight_decay=config.weight_decay, mask=decayed),
-        optax.stateless(scale_backbone),
+        optax.stateless(scale),
     )

@@ -37,6 +37,8 @@ class TrainState:
         frozen: parameters that stay as they are.
         buffers: what is neither, e.g. the running statistics of BatchNorm.
         opt_state: the optimiser's state for `trainable`.
+        average: exponential moving average of `trainable`; empty where none is kept.
+        bad_steps: how many steps in a row had to be skipped, an int32 scalar.
     """
 
     step: jax.Array
@@ -44,6 +46,13 @@ class TrainState:
     frozen: Leaves
     buffers: Leaves
     opt_state: Any
+    average: Leaves
+    bad_steps: jax.Array
+
+    @property
+    def leaves(self) -> tuple[Leaves, Leaves, Leaves]:
+        """The arrays of the model that is evaluated: the averaged one, where there is one."""
+        return self.average or self.trainable, self.frozen, self.buffers
 
 
 @dataclass(frozen=True)
@@ -92,10 +101,15 @@ def split_model(
     return Skeleton(graphdef, paths), leaves
 
 
-def create_state(leaves: Partition, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first step."""
+def create_state(
+    leaves: Partition, optimizer: optax.GradientTransformation, *, average: bool = False
+) -> TrainState:
+    """The state before the first step; with a moving average of the parameters if asked for."""
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         **leaves._asdict(),
         opt_state=optimizer.init(leaves.trainable),
+        # Copies: a step is given its state to write over, and must not get an array twice.
+        average=jax.tree.map(jnp.copy, leaves.trainable) if average else {},
+        bad_steps=jnp.zeros((), jnp.int32),
     )

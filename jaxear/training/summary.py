@@ -33,6 +33,7 @@ def run_facts(config: TrainConfig, state: TrainState) -> dict[str, Any]:
         "params_trainable": trainable,
         "seed": config.seed,
         "device": jax.devices()[0].device_kind,
-        "n_devices": jax.local_device_count(),
+        "n_devices": jax.device_count(),
+        "parallel": config.parallel,
         "versions": versions(),
     }

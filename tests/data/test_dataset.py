@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from jaxear.data import dataset, load_images, load_records, prepare_image
+from jaxear.data import load_images, load_records, prepare_image
+from jaxear.data import progress as progress_module
 from jaxear.data.records import Record
 from jaxear.errors import UserError
 from tests.data.conftest import write_image
@@ -107,7 +108,7 @@ def test_a_mistake_in_the_settings_is_not_taken_for_a_bad_picture(records):
 def test_progress_bar_is_for_terminals(records, monkeypatch, terminal, progress, shown):
     stream = io.StringIO()
     console = Console(file=stream, force_terminal=terminal)
-    monkeypatch.setattr(dataset, "Console", lambda **_: console)
+    monkeypatch.setattr(progress_module, "Console", lambda **_: console)
     load_images(records, image_size=16, progress=progress)
     assert ("Reading images" in stream.getvalue()) is shown
 

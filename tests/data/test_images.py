@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jaxear.data import images
 from jaxear.data.images import (
     PAD_COLOUR,
     ImageError,
@@ -366,6 +367,39 @@ def test_prepare_crops_in_the_upright_picture_and_mirrors_left_ears_only(tmp_pat
         record = Record(path, "s", side, box)
         picture = prepare_image(record, image_size=20, mirror_left=mirror_left)
         np.testing.assert_array_equal(picture, expected)
+
+
+@pytest.mark.parametrize(
+    ("size", "orientation", "decoded"),
+    [
+        ((400, 600), 1, (100, 150)),  # a quarter: at least three times 32 pixels
+        ((400, 600), 6, (100, 150)),
+        ((191, 600), 1, (191, 600)),
+        ((800, 800), 1, (100, 100)),
+    ],
+)
+def test_a_much_larger_jpeg_is_decoded_smaller_and_looks_the_same(
+    tmp_path, size, orientation, decoded, monkeypatch
+):
+    smooth = np.random.default_rng(0).integers(0, 256, (12, 8, 3), np.uint8)
+    stored = Image.fromarray(smooth).resize(size, Image.Resampling.BICUBIC)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = save(np.asarray(stored), tmp_path / "x.jpg", exif=exif, quality=95)
+    whole = to_square(decode(path), 32)
+    squared = []
+    monkeypatch.setattr(
+        images, "to_square", lambda image, *rest: squared.append(image) or to_square(image, *rest)
+    )
+    found = prepare_image(Record(path, "s"), image_size=32)
+    assert sorted(squared[0].shape[:2]) == sorted(decoded)
+    error = np.mean((found.astype(float) - whole) ** 2)
+    assert 10 * np.log10(255**2 / max(error, 1e-9)) > 45
+    # A box is in pixels of the whole picture.
+    prepare_image(Record(path, "s", box=(0, 0, 190, 190)), image_size=32)
+    assert squared[1].shape == (190, 190, 3)
+    with pytest.raises(ImageError, match="megapixels"):  # in the whole picture, too
+        prepare_image(Record(path, "s"), image_size=32, max_pixels=100_000)
 
 
 def test_prepare_names_the_file(tmp_path):

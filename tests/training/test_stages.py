@@ -9,7 +9,9 @@ from jaxear.errors import UserError
 from jaxear.train import main, train, train_stages
 from jaxear.training.checkpoints import Checkpoints
 from jaxear.training.inherit import inherit
-from tests.training.tiny import TINY_SAM, tiny
+from tests.training.tiny import TINY_SAM, tiny, without_eigenears
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_eigenears")]
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +19,8 @@ def staged(tmp_path_factory, photographs):
     """A finished run of two stages, the second with a block more."""
     out = tmp_path_factory.mktemp("staged") / "run"
     stages = [{"epochs": 1}, {"epochs": 1, "backbone_options": {**TINY_SAM, "depth": 3}}]
-    train_stages(tiny(photographs, out, stages=stages), progress=False)
+    with without_eigenears():
+        train_stages(tiny(photographs, out, stages=stages), progress=False)
     return out
 
 

@@ -19,7 +19,8 @@ from flax import nnx
 
 from jaxear.config import TrainConfig
 from jaxear.model import create_vae
-from jaxear.training.optimizer import create_optimizer, create_schedule
+from jaxear.training.batch import Resident, TrainBatch
+from jaxear.training.optimizer import create_optimizer, create_schedule, rate_scales
 from jaxear.training.state import Leaves, Partition, Skeleton, create_state, split_model
 from jaxear.training.step import make_train_step
 from porting.resnet import TIMM
@@ -133,20 +134,27 @@ def random_model() -> tuple[Skeleton, Partition]:
 
 
 def noises() -> list[np.ndarray]:
-    """What the training step draws."""
-    keys = [jax.random.fold_in(jax.random.key(CONFIG.seed), step) for step in range(STEPS)]
-    shape = (CONFIG.batch_size, CONFIG.latent_dim)
-    return [np.asarray(jax.random.normal(key, shape)) for key in keys]
+    """What the training step draws: for each step and each place in the batch from its own key."""
+
+    def draw(step: int, position: int) -> jax.Array:
+        key = jax.random.fold_in(jax.random.key(CONFIG.seed), step)
+        return jax.random.normal(jax.random.fold_in(key, position), (CONFIG.latent_dim,))
+
+    places = range(CONFIG.batch_size)
+    return [np.stack([draw(step, place) for place in places]) for step in range(STEPS)]
 
 
 def train(skeleton: Skeleton, leaves: Partition, batches: list[np.ndarray]) -> list[float]:
     schedule = create_schedule(CONFIG, STEPS_PER_EPOCH)
-    optimizer = create_optimizer(CONFIG, schedule)
+    scales = rate_scales(skeleton.model(*leaves), CONFIG)
+    optimizer = create_optimizer(CONFIG, schedule, scales)
     step = jax.jit(make_train_step(CONFIG, skeleton, optimizer, schedule, STEPS_PER_EPOCH))
     state = create_state(leaves, optimizer)
     losses = []
+    places = jnp.arange(CONFIG.batch_size)
     for images in batches:
-        state, metrics = step(state, jnp.asarray(images))
+        batch = TrainBatch(rows=places, positions=places, subjects=places, images=images)
+        state, metrics = step(state, Resident(), batch)
         losses.append(float(metrics["loss"]))
     return losses
 

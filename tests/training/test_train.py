@@ -7,23 +7,15 @@ import numpy as np
 import pytest
 
 import jaxear
-from jaxear.data.pipeline import Batches, load_split, padded_batches
+from jaxear.data.pipeline import load_split, padded_batches
 from jaxear.errors import UserError
 from jaxear.metrics import psnr
 from jaxear.model import load_config
 from jaxear.options import parse_train_options
 from jaxear.train import main, train
 from jaxear.training.checkpoints import Checkpoints
+from jaxear.training.feed import Feed
 from tests.training.tiny import tiny
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory, photographs):
-    """The directory of a finished run of three epochs."""
-    out = tmp_path_factory.mktemp("runs") / "finished"
-    config = tiny(photographs, out)
-    train(config, progress=False)
-    return out
 
 
 def leaves(run_dir, which="latest"):
@@ -101,18 +93,18 @@ def test_interrupted_and_resumed_run_ends_bit_for_bit_the_same(
 
 def interrupt_after(monkeypatch, steps):
     """Send this process SIGINT when the training loop has taken so many steps."""
-    epoch = Batches.epoch
+    iterate = Feed.iterate
     taken = 0
 
-    def interrupting(self, *args, **kwargs):
+    def interrupting(self, *args):
         nonlocal taken
-        for batch in epoch(self, *args, **kwargs):
+        for batch in iterate(self, *args):
             taken += 1
             if taken == steps:
                 os.kill(os.getpid(), signal.SIGINT)
             yield batch
 
-    monkeypatch.setattr(Batches, "epoch", interrupting)
+    monkeypatch.setattr(Feed, "iterate", interrupting)
 
 
 def test_resume_without_a_checkpoint_says_so(photographs, tmp_path):
@@ -124,6 +116,7 @@ def changed(before, after, part):
     return {n for n in before if part in n and not np.array_equal(before[n], after[n])}
 
 
+@pytest.mark.usefixtures("no_eigenears")
 @pytest.mark.parametrize("freeze", ["all", 1])
 def test_frozen_parameters_stay_and_the_others_move(photographs, tmp_path, freeze):
     config = tiny(photographs, tmp_path / "run", freeze=freeze, epochs=2)
@@ -163,23 +156,6 @@ def test_missing_weights_say_how_to_get_them(photographs, tmp_path, capsys):
     assert main(["--data", str(photographs), "--out", str(tmp_path / "run")]) == 2
     assert "scripts/port_sam.py" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
-
-
-def test_batches_cover_each_image_once_in_an_order_of_their_own(photographs, tmp_path):
-    config = tiny(photographs, tmp_path, batch_size=4)
-    images = np.arange(12, dtype=np.uint8).reshape(12, 1, 1, 1)
-    batches = Batches(images, config)
-    orders = [np.concatenate(list(batches.epoch(e))).ravel() for e in (0, 1, 0)]
-    assert sorted(orders[0]) == list(range(12))
-    assert not np.array_equal(orders[0], orders[1])
-    np.testing.assert_array_equal(orders[0], orders[2])
-    rest = np.concatenate(list(batches.epoch(1, start=2))).ravel()
-    np.testing.assert_array_equal(rest, orders[1][8:])
-
-
-def test_a_split_smaller_than_a_batch_is_an_error(photographs, tmp_path):
-    with pytest.raises(UserError, match="smaller --batch-size"):
-        Batches(np.zeros((3, 1, 1, 1), np.uint8), tiny(photographs, tmp_path))
 
 
 def test_padded_batches_have_one_shape_and_lose_nothing():

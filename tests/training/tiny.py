@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+import pytest
+
+import jaxear.train
 from jaxear.config import TrainConfig
 
 TINY_SAM = {"depth": 2, "embed_dim": 32, "num_heads": 2, "global_attn_indexes": [1]}
@@ -21,9 +28,18 @@ def tiny(photographs: Path, out: Path, **changes: Any) -> TrainConfig:
         backbone_options=TINY_SAM,
         latent_dim=8,
         head_width=256,
-        decoder_channels=(32, 16, 8),
+        decoder_channels=(16, 8),
         epochs=3,
         batch_size=8,
         out=str(out),
     )
     return dataclasses.replace(config, **changes)
+
+
+@contextmanager
+def without_eigenears() -> Iterator[None]:
+    """In this context a run ends with its last epoch."""
+    nothing = SimpleNamespace(explained_variance_ratio_=np.zeros(5))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jaxear.train, "write_eigenears", lambda *args, **kwargs: nothing)
+        yield

@@ -1,0 +1,403 @@
+"""A data set prepared once, on disk: read by memory-mapping, never decoded again.
+
+A store is a folder of
+    images.u8       the prepared pictures, uint8 [M, S, S, 3], one after the other
+    manifest.json   settings, and for each record its file and its row in images.u8, or why it
+                    could not be used; written last, in one piece
+    journal.jsonl   the same of what has been prepared since; there only while the store is made
+Pictures are only ever added to images.u8, so that who has it open is not disturbed when files that
+changed are prepared again. Paths in the manifest are relative to the data's folder and are there to
+be shown: nothing outside the store is opened to read it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import fcntl
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from jaxear.data.images import Fit, ImageError, prepare_image
+from jaxear.data.records import Record
+from jaxear.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+FORMAT = "jaxear-images-1"
+PIXELS, MANIFEST, JOURNAL, LOCK = "images.u8", "manifest.json", "journal.jsonl", ".lock"
+_OURS = {PIXELS, MANIFEST, JOURNAL, LOCK, f"{MANIFEST}.tmp"}
+
+# So many bytes of pictures are decoded before they are written and entered in the journal.
+_CHUNK_BYTES = 2**24
+
+Entry = dict[str, Any]  # a line of the manifest
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a prepared picture depends on beside its record, as in `prepare_image`."""
+
+    image_size: int
+    fit: Fit = "pad"
+    box_margin: float = 0.0
+    mirror_left: bool = True
+
+    def prepare(self, record: Record) -> np.ndarray:
+        """The record's picture, uint8 [image_size, image_size, 3]; raises `ImageError`."""
+        return prepare_image(
+            record,
+            image_size=self.image_size,
+            fit=self.fit,
+            margin=self.box_margin,
+            mirror_left=self.mirror_left,
+        )
+
+
+@dataclass(frozen=True)
+class Store:
+    """A finished store: `records`, for each its row in `pixels` or the reason why it has none, and
+    `pixels` uint8 [M, S, S, 3], memory-mapped.
+    """
+
+    folder: Path
+    settings: Settings
+    records: list[Record]
+    found: list[int | str]
+    pixels: np.ndarray
+
+
+def is_store(path: str | Path) -> bool:
+    """Whether this is a folder with a store, finished or not."""
+    heads = (_read_head(Path(path, name)) for name in (MANIFEST, JOURNAL))
+    return any(str(head.get("format")).startswith("jaxear-images-") for head in heads)
+
+
+def open_store(folder: str | Path) -> Store:
+    """A finished store.
+
+    Raises:
+        UserError: it is not finished, or damaged.
+    """
+    folder = Path(folder)
+    if not (folder / MANIFEST).is_file():
+        raise UserError(
+            f"{folder} is not finished. Give the command that began it once more: it goes on where "
+            "it stopped."
+        )
+    manifest = _read_manifest(folder)
+    try:
+        settings = Settings(**manifest["settings"])
+        root = Path(manifest["root"])
+        records = [_record(entry, root) for entry in manifest["records"]]
+        found: list[int | str] = [
+            entry["reason"] if "reason" in entry else int(entry["row"])
+            for entry in manifest["records"]
+        ]
+        side = settings.image_size
+        n_rows = (folder / PIXELS).stat().st_size // (side * side * 3)
+        rows = [row for row in found if isinstance(row, int)]
+        if rows and not (min(rows) >= 0 and max(rows) < n_rows):
+            raise ValueError(f"{PIXELS} holds {n_rows} pictures, too few")
+        shape = (n_rows, side, side, 3)
+        # An ordinary array over the mapped file: parts of it are then ordinary arrays, too.
+        pixels = (
+            np.asarray(np.memmap(folder / PIXELS, np.uint8, "r", shape=shape))
+            if n_rows
+            else np.empty(shape, np.uint8)
+        )
+    except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:
+        raise UserError(
+            f"{folder} is damaged ({error}). Delete it and prepare the images again."
+        ) from None
+    return Store(folder, settings, records, found, pixels)
+
+
+def prepare_store(
+    folder: str | Path,
+    records: Sequence[Record],
+    root: Path,
+    settings: Settings,
+    *,
+    workers: int | None = None,
+    report: Callable[[int, int], None] = lambda done, total: None,
+) -> Store:
+    """Make a store of the records, or bring one up to date, and open it.
+
+    Only what is new is decoded: files that have never been, whose size or time of change is
+    another, and those that could not be used. One that can no longer be used (gone, damaged) keeps
+    the picture that it had. Of several programs that prepare one store the first does it and the
+    others wait; one that was killed is gone on with.
+
+    Args:
+        folder: where the store is.
+        records: what it shall hold.
+        root: the folder that their paths are noted relative to.
+        settings: how they are prepared.
+        workers: threads that decode; by default one per core.
+        report: called with how many of how many files that have to be decoded are done.
+
+    Raises:
+        UserError: the folder holds something else, or cannot be written.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if {child.name for child in folder.iterdir()} - _OURS:
+            raise UserError(f"{folder} holds something else. Give a folder that is new or empty.")
+        with _exclusive(folder):
+            _update(folder, records, root, settings, workers or os.cpu_count() or 1, report)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            need = len(records) * settings.image_size**2 * 3 / 1e6
+            what = f"there is no room; {need:.0f} MB in all are needed"
+        else:
+            what = error.strerror or str(error)
+        raise UserError(f"Prepared images cannot be kept in {folder}: {what}.") from error
+    return open_store(folder)
+
+
+@contextmanager
+def _exclusive(folder: Path) -> Iterator[None]:
+    with (folder / LOCK).open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            logger.info("Another program is preparing %s; waiting for it.", folder)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _update(
+    folder: Path,
+    records: Sequence[Record],
+    root: Path,
+    settings: Settings,
+    workers: int,
+    report: Callable[[int, int], None],
+) -> None:
+    head = {"format": FORMAT, "settings": dataclasses.asdict(settings), "root": str(root)}
+    former = _former_entries(folder, settings)
+    entries = [_entry(record, root) for record in records]
+    old = [former.get(_identity(entry)) for entry in entries]
+    kept, todo = {}, []
+    for i, (entry, before) in enumerate(zip(entries, old, strict=True)):
+        if before and "row" in before and _stamp(before) == _stamp(entry):
+            kept[i] = entry | {key: before[key] for key in ("sha256", "row")}
+        else:
+            todo.append(i)
+    if todo:
+        n_rows = 1 + max((entry["row"] for entry in former.values() if "row" in entry), default=-1)
+        if (folder / MANIFEST).exists():  # then somebody may be reading even what is not used
+            n_rows = -((folder / PIXELS).stat().st_size // -(settings.image_size**2 * 3))
+        done = _prepare_rows(folder, head, settings, [records[i] for i in todo],
+                             [entries[i] for i in todo], n_rows, workers, report)  # fmt: skip
+        for i, entry in zip(todo, done, strict=True):
+            before = old[i]
+            if "reason" in entry and before and "row" in before:
+                logger.warning(
+                    "%s: %s; the picture that was prepared of it before is used",
+                    records[i].path, entry["reason"],
+                )  # fmt: skip
+                entry = entries[i] | {k: before[k] for k in ("size", "mtime_ns", "sha256", "row")}
+            kept[i] = entry
+    manifest = head | {"records": [kept[i] for i in range(len(records))]}
+    if not (folder / MANIFEST).exists() or _read_manifest(folder) != manifest:
+        _write_manifest(folder, manifest)
+    (folder / JOURNAL).unlink(missing_ok=True)
+
+
+def _prepare_rows(
+    folder: Path,
+    head: dict[str, Any],
+    settings: Settings,
+    records: list[Record],
+    entries: list[Entry],
+    n_rows: int,
+    workers: int,
+    report: Callable[[int, int], None],
+) -> list[Entry]:
+    """The entries with row and sha256, or reason, added; pictures go to rows from `n_rows` on."""
+    n_bytes = settings.image_size**2 * 3
+    chunk = max(4 * workers, _CHUNK_BYTES // n_bytes)
+    done: list[Entry] = []
+    _mend_journal(folder / JOURNAL)
+    pool = ThreadPoolExecutor(workers)
+    decode = partial(_try, settings)
+    with (folder / PIXELS).open("ab") as pixels, (folder / JOURNAL).open("ab") as journal:
+        # What a program that was killed had written but not entered.
+        pixels.truncate(n_rows * n_bytes)
+        if not (folder / JOURNAL).stat().st_size:
+            _append(journal, [head])
+        try:
+            report(0, len(records))
+            ahead = pool.map(decode, records[:chunk])
+            for start in range(0, len(records), chunk):
+                end = start + chunk
+                # The next part is being decoded while this one is written.
+                results, ahead = ahead, pool.map(decode, records[end : end + chunk])
+                new = []
+                for entry, (picture, told) in zip(entries[start:end], results, strict=True):
+                    if picture is None:
+                        new.append(entry | {"reason": told})
+                    else:
+                        pixels.write(picture.tobytes())
+                        new.append(entry | {"sha256": told, "row": n_rows})
+                        n_rows += 1
+                    report(len(done) + len(new), len(records))
+                _to_disk(pixels)  # before the journal says that they are there
+                _append(journal, new)
+                done += new
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return done
+
+
+def _try(settings: Settings, record: Record) -> tuple[np.ndarray | None, str]:
+    """The picture and its file's sha256, or None and the reason why there is none."""
+    try:
+        picture = settings.prepare(record)
+        return picture, hashlib.sha256(record.path.read_bytes()).hexdigest()
+    except ImageError as error:
+        return None, error.reason
+    except OSError as error:  # it went away after it was decoded
+        return None, error.strerror or str(error)
+
+
+# Entries
+
+
+def _entry(record: Record, root: Path) -> Entry:
+    try:
+        stat = record.path.stat()
+        size, mtime_ns = stat.st_size, stat.st_mtime_ns
+    except OSError:
+        size = mtime_ns = None  # what is wrong, decoding will tell
+    return {
+        "path": Path(os.path.relpath(record.path, root)).as_posix(),
+        "subject": record.subject,
+        "side": record.side,
+        "box": None if record.box is None else list(record.box),
+        "view": record.view,
+        "size": size,
+        "mtime_ns": mtime_ns,
+    }
+
+
+def _record(entry: Entry, root: Path) -> Record:
+    box = entry["box"]
+    return Record(
+        path=root / entry["path"],
+        subject=str(entry["subject"]),
+        side=entry["side"],
+        box=None if box is None else (*map(float, box),),  # pyright: ignore
+        view=entry["view"],
+    )
+
+
+def _identity(entry: Entry) -> tuple:
+    """What makes two entries the same picture, if the file is the same."""
+    return entry["path"], tuple(entry["box"] or ()), entry["side"]
+
+
+def _stamp(entry: Entry) -> tuple:
+    return entry["size"], entry["mtime_ns"]
+
+
+def _former_entries(folder: Path, settings: Settings) -> dict[tuple, Entry]:
+    """What a finished store and a journal hold, by identity."""
+    entries: list[Entry] = []
+    for name in (MANIFEST, JOURNAL):
+        head = _read_head(folder / name)
+        if not head:
+            continue
+        if head.get("format") != FORMAT:
+            raise UserError(f"{folder} holds no images of this version of jaxear; delete it.")
+        if different := differences(head["settings"], dataclasses.asdict(settings)):
+            raise UserError(
+                f"{folder} holds images prepared otherwise ({different}). Delete it, or give "
+                "another folder."
+            )
+        entries += _read_manifest(folder)["records"] if name == MANIFEST else head["records"]
+    try:
+        return {_identity(entry): entry for entry in entries}
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{folder} is damaged ({error}). Delete it and begin again.") from None
+
+
+def differences(stored: dict[str, Any], wanted: dict[str, Any]) -> str:
+    """The settings that differ, as text: "image_size is 64, not 128"."""
+    return "; ".join(
+        f"{name} is {stored.get(name)}, not {value}"
+        for name, value in wanted.items()
+        if stored.get(name) != value
+    )
+
+
+# Files
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        if manifest["format"] == FORMAT:
+            return manifest
+        problem = f"its format is {manifest['format']!r}, not {FORMAT!r}"
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        problem = str(error)
+    raise UserError(
+        f"{folder / MANIFEST} cannot be read ({problem}). Delete the folder and prepare the images "
+        "again."
+    )
+
+
+def _read_head(path: Path) -> dict[str, Any]:
+    """A manifest, or a journal in the same form; {} where there is none or it is not ours."""
+    try:
+        lines = path.read_bytes().split(b"\n")
+        if path.name == MANIFEST:
+            head = json.loads(b"\n".join(lines))
+        else:
+            # What follows the last line break was being written when the program was killed.
+            head, *entries = (json.loads(line) for line in lines[:-1])
+            head["records"] = entries
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return head if isinstance(head, dict) else {}
+
+
+def _mend_journal(path: Path) -> None:
+    """Cut off what was being written when a program was killed."""
+    if _read_head(path):
+        os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    temporary = folder / f"{MANIFEST}.tmp"
+    with temporary.open("wb") as file:
+        file.write(json.dumps(manifest, indent=0).encode())
+        _to_disk(file)
+    temporary.replace(folder / MANIFEST)
+
+
+def _append(journal: BinaryIO, entries: list[Entry]) -> None:
+    journal.write(b"".join(json.dumps(entry).encode() + b"\n" for entry in entries))
+    _to_disk(journal)
+
+
+def _to_disk(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())

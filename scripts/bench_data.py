@@ -1,0 +1,244 @@
+"""Prepare many small photographs, some of them odd or damaged, and measure speed and memory.
+
+    python scripts/bench_data.py --files 2000 --out bench.json
+
+Writes --files pictures of 160x200 into a temporary folder, one in a hundred of a kind that breaks
+careless programs; runs `jaxear data prepare` on them in a process of its own; checks that every
+picture came out upright and every file that is none was listed; and times preparation against a
+loop that only decodes with Pillow, in as many threads, the two taking turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+import zlib
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+from jaxear.data.images import to_square
+from jaxear.data.sources import load_records
+from jaxear.data.store import Settings, open_store, prepare_store
+
+SIZE = (160, 200)
+SIDE = 128
+NOISE = 10
+
+
+def pattern(number: int, scale: int) -> Image.Image:
+    """A picture of its own, which no turn or mirroring leaves as it is, with as much noise as makes
+    its JPEG about as many bytes a pixel as those of the AMI ears have (0.4).
+    """
+    rng = np.random.default_rng(number)
+    colours = rng.integers(40, 216, (5, 4, 3), np.uint8)
+    colours[0, 0] = 240  # the brightest corner is at the top left
+    smooth = np.asarray(
+        Image.fromarray(colours).resize(
+            (scale * SIZE[0], scale * SIZE[1]), Image.Resampling.BICUBIC
+        )
+    )
+    noise = rng.integers(-NOISE, NOISE + 1, (*smooth.shape[:2], 1), np.int16)
+    return Image.fromarray(np.clip(smooth + noise, 0, 255).astype(np.uint8))
+
+
+def jpeg(picture: Image.Image, path: Path, **options: Any) -> None:
+    picture.save(path, "JPEG", quality=90, **options)
+
+
+def turned(picture: Image.Image, path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be seen, turn it by 90 degrees clockwise
+    jpeg(picture.transpose(Image.Transpose.ROTATE_90), path, exif=exif)
+
+
+def sixteen_bits(picture: Image.Image, path: Path) -> None:
+    Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 257).save(path, "PNG")
+
+
+def animated(picture: Image.Image, path: Path) -> None:
+    other = Image.new("RGB", picture.size)
+    picture.save(path, "WEBP", save_all=True, append_images=[other], quality=90)
+
+
+def truncated(picture: Image.Image, path: Path) -> None:
+    jpeg(picture, path)
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def huge(picture: Image.Image, path: Path) -> None:
+    def chunk(name: bytes, data: bytes) -> bytes:
+        body = name + data
+        return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 20_000, 20_000, 1, 0, 0, 0, 0))
+    rows = zlib.compress(bytes((20_000 // 8 + 1) * 20_000), 9)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", rows) + chunk(b"IEND", b""))
+
+
+Writer = Callable[[Image.Image, Path], None]
+ODD: dict[str, tuple[str, Writer]] = {
+    "CMYK": ("jpg", lambda p, path: jpeg(p.convert("CMYK"), path)),
+    "16 bits": ("png", sixteen_bits),
+    "alpha": ("png", lambda p, path: p.convert("RGBA").save(path)),
+    "turned": ("jpg", turned),
+    "palette": ("png", lambda p, path: p.quantize(256).save(path)),
+    "animated": ("webp", animated),
+}
+BAD: dict[str, tuple[str, Writer]] = {
+    "truncated": ("jpg", truncated),
+    "empty": ("jpg", lambda p, path: path.touch()),
+    "text": ("jpg", lambda p, path: path.write_text("404 Not Found") and None),
+    "1x1": ("png", lambda p, path: p.resize((1, 1)).save(path)),
+    "20,000x20,000": ("png", huge),
+}
+
+
+def write_files(folder: Path, n: int, workers: int, scale: int) -> dict[str, tuple[str, int]]:
+    """Files and, by name, the kind and the number of each; one in a hundred is odd or bad."""
+    kinds = {**ODD, **BAD}
+    files = {}
+
+    def write(number: int) -> None:
+        kind = "plain"
+        suffix, writer = "jpg", jpeg
+        if number % 100 == 0:
+            kind = list(kinds)[number // 100 % len(kinds)]
+            suffix, writer = kinds[kind]
+        path = folder / f"{number // 100:04}" / f"{number:06}.{suffix}"
+        path.parent.mkdir(exist_ok=True)
+        writer(pattern(number, scale), path)
+        files[path.relative_to(folder).as_posix()] = (kind, number)
+
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(write, range(n)))
+    return files
+
+
+def check(
+    cache: Path, folder: Path, files: dict[str, tuple[str, int]], scale: int
+) -> dict[str, Any]:
+    """How many of each kind were prepared and how many were refused, and what is wrong."""
+    store = open_store(cache)
+    kept: Counter[str] = Counter()
+    refused: Counter[str] = Counter()
+    reasons, wrong = {}, []
+    for record, found in zip(store.records, store.found, strict=True):
+        name = record.path.relative_to(folder).as_posix()
+        kind, number = files.pop(name)
+        if isinstance(found, str):
+            refused[kind] += 1
+            reasons[kind] = found
+        else:
+            kept[kind] += 1
+            picture = (
+                pattern(number, scale).convert("L" if kind == "16 bits" else "RGB").convert("RGB")
+            )
+            expected = to_square(np.asarray(picture), SIDE).astype(int)
+            if np.abs(store.pixels[found] - expected).mean() > 8:
+                wrong.append(f"{name} ({kind}) came out otherwise")
+        if isinstance(found, str) != (kind in BAD):
+            wrong.append(f"{name} ({kind}): {found}")
+    wrong += [f"{name} is missing" for name in files]
+    return {"kept": dict(kept), "refused": dict(refused), "reasons": reasons, "wrong": wrong}
+
+
+def decode_all(paths: list[Path], workers: int, resize: bool) -> None:
+    """The least that can be done with Pillow, in threads."""
+
+    def decode(path: Path) -> None:
+        with Image.open(path) as image:
+            picture = image.convert("RGB")
+            if resize:
+                size = (round(SIDE * SIZE[0] / SIZE[1]), SIDE)
+                np.asarray(picture.resize(size, Image.Resampling.BICUBIC))
+
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(decode, paths))
+
+
+def compare(folder: Path, n: int, workers: int, turns: int) -> dict[str, float]:
+    """Images per second, the median of some turns, of preparing, of decoding, and of decoding and
+    resizing; and the share that the first has of the others."""
+    records = [r for r in load_records(folder) if int(r.path.stem) % 100][:n]
+    paths = [record.path for record in records]
+    rates: dict[str, list[float]] = {"prepare": [], "decode": [], "decode_resize": []}
+    for _ in range(turns):
+        with tempfile.TemporaryDirectory() as cache:
+            for name, work in {
+                "decode": lambda: decode_all(paths, workers, resize=False),
+                "decode_resize": lambda: decode_all(paths, workers, resize=True),
+                "prepare": lambda to=cache: prepare_store(
+                    to, records, folder, Settings(SIDE), workers=workers
+                ),
+            }.items():
+                start = time.perf_counter()
+                work()
+                rates[name].append(len(paths) / (time.perf_counter() - start))
+    medians = {name: statistics.median(values) for name, values in rates.items()}
+    for name in ("decode", "decode_resize"):
+        shares = [p / d for p, d in zip(rates["prepare"], rates[name], strict=True)]
+        medians[f"share_of_{name}"] = statistics.median(shares)
+    return medians
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--files", type=int, default=2000, help="how many files (default 2000)")
+    parser.add_argument("--scale", type=int, default=1, help="pictures so many times as wide")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="threads")
+    parser.add_argument("--turns", type=int, default=5, help="times that each of both is timed")
+    parser.add_argument("--out", type=Path, help="JSON file for the figures")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder, cache = Path(temporary, "photographs"), Path(temporary, "prepared")
+        folder.mkdir()
+        files = write_files(folder, options.files, options.workers, options.scale)
+        start = time.perf_counter()
+        command = [sys.executable, "-m", "jaxear.data", "prepare", str(folder)]
+        command += ["--out", str(cache), "--workers", str(options.workers)]
+        subprocess.run(command, check=True)
+        result: dict[str, Any] = {
+            "files": options.files,
+            "size": [options.scale * side for side in SIZE],
+            "workers": options.workers,
+            "seconds": time.perf_counter() - start,
+            "peak_mb": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024,
+        }
+        result |= compare(folder, 1000, options.workers, options.turns)
+        result |= check(cache, folder, files, options.scale)
+    table = Table("kind", "kept", "refused", "reason")
+    for kind in ("plain", *ODD, *BAD):
+        counts = (str(result[what].get(kind, 0)) for what in ("kept", "refused"))
+        table.add_row(kind, *counts, result["reasons"].get(kind, ""))
+    console = Console()
+    console.print(table)
+    console.print(
+        f"{result['seconds']:.1f} s and {result['peak_mb']:.0f} MB at most, with Python's start; "
+        f"{result['prepare']:.0f} images/s prepared, {result['decode']:.0f} decoded "
+        f"(share {result['share_of_decode']:.2f}), {result['decode_resize']:.0f} decoded and "
+        f"resized (share {result['share_of_decode_resize']:.2f})"
+    )
+    if options.out:
+        options.out.write_text(json.dumps(result, indent=1))
+    if result["wrong"]:
+        sys.exit("\n".join(result["wrong"][:20]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""One step, many devices: the strategies agree with one device and with each other."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxear.errors import UserError
+from jaxear.train import train
+from jaxear.training.checkpoints import Checkpoints
+from jaxear.training.sharding import create_parallel
+from tests.training.tiny import tiny
+
+ROOT = Path(__file__).parents[2]
+
+
+def environment(devices):
+    return {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # compiles sooner
+        "NPROC": "32",  # fewer threads than devices let XLA's collectives wait for each other
+    }
+
+
+# Every term whose value on a device's share is not its part of the whole: free bits and the
+# contrastive term look at the batch.
+BATCH_TERMS = {
+    "free_bits": 0.5,
+    "kl_weight": 1.0,
+    "contrastive_weight": 0.1,
+    "aug_rotation": 10.0,
+    "aug_occlusion": 0.5,
+    "aug_noise": 0.05,
+}
+
+
+@pytest.fixture(scope="module")
+def report():
+    # For jit and fsdp a batch is whole, wherever it lies; under pmap the terms must see to it.
+    settings = [["plain", "jit fsdp pmap", {}], ["batch terms", "pmap", BATCH_TERMS]]
+    command = [sys.executable, "-m", "tests.training.steps_on_devices", json.dumps(settings)]
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment(8), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("settings", "strategy"),
+    [("plain", "jit"), ("plain", "fsdp"), ("plain", "pmap"), ("batch terms", "pmap")],
+)
+def test_eight_devices_give_the_losses_of_one(report, strategy, settings):
+    one, eight = report[settings]["one"], report[settings][strategy]
+    np.testing.assert_allclose(eight["losses"], one["losses"], rtol=1e-5)
+    np.testing.assert_allclose(eight["psnr"], one["psnr"], rtol=1e-4)
+    assert np.ptp(one["losses"]) > 1e-3 * np.mean(one["losses"])
+
+
+@pytest.mark.slow
+def test_fsdp_cuts_what_the_others_hold_whole(report):
+    plain = report["plain"]
+    whole = plain["one"]["piece"]
+    assert plain["jit"]["piece"] == whole
+    assert plain["pmap"]["piece"] == [1, *whole]
+    assert np.prod(plain["fsdp"]["piece"]) * 8 == np.prod(whole)
+    assert len({tuple(run["whole"]) for run in plain.values()}) == 1
+
+
+@pytest.mark.parametrize(("batch_size", "accumulate"), [(7, 2), (2, 4)])
+def test_a_batch_that_cannot_be_cut_is_refused(batch_size, accumulate):
+    with pytest.raises(UserError, match="multiple of"):
+        create_parallel("jit", batch_size, accumulate)
+
+
+def leaves(run_dir):
+    with Checkpoints(run_dir / "checkpoints", read_only=True) as checkpoints:
+        return checkpoints.load_leaves(checkpoints.find("latest"))
+
+
+def start(run_dir, *options, devices=2):
+    command = [sys.executable, "-m", "jaxear.train", "--out", str(run_dir), *options]
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment(devices),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def start_two(run_dir, *options):
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        address = f"localhost:{probe.getsockname()[1]}"
+    together = ("--coordinator", address, "--num-processes", "2", "--process-id")
+    return [start(run_dir, *options, *together, str(i)) for i in (0, 1)]
+
+
+def finish(processes, code):
+    try:
+        ends = [(process.communicate(timeout=300)[0], process.returncode) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+    assert all(end == code for _, end in ends), "\n".join(output[-2000:] for output, _ in ends)
+
+
+@pytest.mark.slow
+def test_two_processes_train_stop_and_go_on(photographs, tmp_path):
+    """Two processes of two devices are stopped, go on, and end where one device alone ends.
+
+    Then one process of two devices trains another epoch from what the four devices saved.
+    """
+    config = tiny(photographs, tmp_path / "one", parallel="fsdp", batch_size=12, epochs=6)
+    train(config, progress=False)
+    run = tmp_path / "two"
+    options = ("--config", str(tmp_path / "one" / "config.yaml"), "--checkpoint-minutes", "0")
+    processes = start_two(run, *options)
+    until(lambda: steps_of(run) or any(p.poll() is not None for p in processes))
+    processes[1].send_signal(signal.SIGTERM)
+    finish(processes, 130)
+    finish(start_two(run, "--resume"), 0)
+    assert (run / "eigenears" / "eigenears.json").is_file()
+    expected = leaves(tmp_path / "one")
+    for name, leaf in leaves(run).items():
+        np.testing.assert_allclose(leaf, expected[name], atol=2e-4, err_msg=name)
+    finish([start(run, "--resume", "--epochs", "7", devices=2)], 0)
+    assert (run / "metrics.csv").read_text().splitlines()[-1].startswith("7,")
+
+
+def until(condition, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def steps_of(run_dir):
+    return [f.name for f in (run_dir / "checkpoints").glob("*") if f.name.isdigit()]
