@@ -1,5 +1,6 @@
 """Nothing is lost, whatever happens to a run."""
 
+import gc
 import os
 import resource
 import shutil
@@ -24,7 +25,18 @@ from jaxear.training.step import make_train_step
 from scripts.kill_resume import kill_and_resume
 from tests.training.tiny import tiny
 
-pytestmark = pytest.mark.usefixtures("no_eigenears")
+pytestmark = [
+    pytest.mark.usefixtures("no_eigenears"),
+    # Orbax's threads complain of files that are gone or cannot be written, beside what they raise.
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _complaints_end_with_their_test():
+    yield
+    gc.collect()
 
 
 @pytest.fixture
@@ -68,9 +80,6 @@ def truncate(file):
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
-# Orbax's threads complain of files that are gone, beside what they raise.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize("damage", [flip, truncate, Path.unlink])
 def test_a_damaged_checkpoint_is_noticed_and_the_one_before_is_used(run, finished, damage, capsys):
     *_, before, last = steps(run)
@@ -150,8 +159,6 @@ def disk(monkeypatch):
     disk.has_room()
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_full_disk_stops_the_run_and_spoils_nothing(finished, photographs, tmp_path, disk):
     config = tiny(photographs, tmp_path / "run")
     disk.fills_up_at(6)
