@@ -124,7 +124,8 @@ def train(config: TrainConfig, *, resume: bool = False, progress: bool = True) -
         ) as checkpoints,
         Interrupt() as interrupt,
     ):
-        config.save(run_dir / "config.yaml")
+        if is_main():
+            config.save(run_dir / "config.yaml")
 
         # What lies on the devices
         features = None

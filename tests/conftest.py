@@ -14,10 +14,18 @@ SHARED_DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _compilation_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """What one test has compiled, no other compiles again; nothing outlives the session."""
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("jax-cache")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+def _compilation_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What one test has compiled, no other compiles again, nor a program that one starts; nothing
+    outlives the session."""
+    settings = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("jax-cache")),
+        "jax_persistent_cache_min_compile_time_secs": 0.5,
+    }
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        for name, value in settings.items():
+            jax.config.update(name, value)
+            monkeypatch.setenv(name.upper(), str(value))
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -62,6 +62,8 @@ def check_cacheable(config: TrainConfig) -> None:
         problems.append("the perceptual term needs the backbone: use --perceptual vgg16")
     if config.aug_occlusion > 0:
         problems.append("occlusion cannot be cached: set --aug-occlusion 0")
+    if jax.process_count() > 1:
+        problems.append("it is for one process")
     if config.backbone_options.get("batch_norm") == "train":
         problems.append("batch_norm=train changes the backbone's statistics with every step")
     if problems:

@@ -16,7 +16,7 @@ from jaxear.training.sharding import AXIS, JitParallel
 from tests.training.steps_on_devices import config_of, losses
 from tests.training.tiny import tiny
 
-pytestmark = pytest.mark.usefixtures("no_eigenears")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_eigenears")]
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,6 @@ def plain(one_device):
     return losses(one_device, config_of())
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{"accumulate": 4}, {"remat": True}], ids=str)
 def test_saving_memory_changes_no_loss(one_device, plain, changes):
     found = losses(one_device, config_of(**changes))

@@ -26,6 +26,7 @@ from scripts.kill_resume import kill_and_resume
 from tests.training.tiny import tiny
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.usefixtures("no_eigenears"),
     # Orbax's threads complain of files that are gone or cannot be written, beside what they raise.
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
@@ -263,9 +264,8 @@ def test_a_run_killed_before_its_first_checkpoint_starts_anew(photographs, tmp_p
     assert_same_end(tmp_path / "run", finished)
 
 
-@pytest.mark.slow
 def test_ten_kills_change_nothing(tmp_path):
-    kills, starts, differ = kill_and_resume(10, tmp_path, epochs=15, seconds=(2, 15), seed=0)
+    kills, starts, differ = kill_and_resume(10, tmp_path, epochs=12, seconds=(2, 8), seed=0)
     assert kills == 10
     assert starts > 10
     assert not differ
