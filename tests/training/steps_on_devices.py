@@ -66,13 +66,11 @@ def losses(parallel: Parallel, config: TrainConfig) -> dict[str, list]:
 
 def main() -> None:
     one = jax.make_mesh((1,), (AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
-    report = {}
-    for name, strategies, changes in json.loads(sys.argv[1]):
-        config = config_of(**changes)
-        report[name] = {"one": losses(JitParallel(one), config)}
-        for strategy in strategies.split():
-            parallel = create_parallel(strategy, config.batch_size, config.accumulate)
-            report[name][strategy] = losses(parallel, config)
+    config = config_of(**json.loads(sys.argv[1]))
+    report = {"one": losses(JitParallel(one), config)}
+    for strategy in ("jit", "fsdp", "pmap"):
+        parallel = create_parallel(strategy, config.batch_size, config.accumulate)
+        report[strategy] = losses(parallel, config)
     print(json.dumps(report))
 
 
