@@ -11,6 +11,7 @@ from typing import Any, Literal
 import yaml
 
 from jaxear.errors import UserError
+from jaxear.files import replacing
 
 
 @dataclass(frozen=True)
@@ -212,7 +213,7 @@ class RunConfig:
         process_id: which of them this is, from 0.
         init_from: a finished run whose model this one starts from, as far as it fits.
         stages: settings of stages trained one after the other, each beginning from the one before;
-            what a stage does not set is as for the whole run.
+            what a stage does not set is as for the whole run, and so is what a flag sets.
     """
 
     out: str | None = None
@@ -245,9 +246,8 @@ class TrainConfig(RunConfig, OptimConfig, LossConfig, ModelConfig, AugmentConfig
             for key, value in dataclasses.asdict(self).items()
             if key not in LAUNCH
         }
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            temporary.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 
 
 # What says where a run is computed, not what: it may differ when the run goes on.

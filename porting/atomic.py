@@ -1,4 +1,4 @@
-"""Files that are there completely or not at all."""
+"""Writing the files that a user asked for."""
 
 from __future__ import annotations
 
@@ -9,30 +9,22 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from jaxear import files
 from jaxear.errors import UserError
 
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path to write to, which becomes `path` when all went well.
+    """As `jaxear.files.replacing`.
 
     Raises:
         UserError: the file cannot be written, e.g. because the disk is full.
     """
-    path = Path(path)
-    # In the same folder, or the replacement would not be atomic.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with files.replacing(path) as temporary:
+            yield temporary
     except (OSError, SafetensorError) as error:  # safetensors has its own for a full disk
         raise UserError(
             f"Cannot write {path} ({error}); nothing was left there. Free some space, or choose "
             "another place with --out."
         ) from None
-    finally:
-        with contextlib.suppress(OSError):  # gone already where all went well
-            temporary.unlink()

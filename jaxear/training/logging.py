@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 from tensorboardX import SummaryWriter
 
+from jaxear.files import replacing
 from jaxear.training.distributed import is_main
 
 
@@ -40,12 +40,10 @@ class MetricsLog:
         if self._writer is None:
             return
         fields = list(dict.fromkeys(key for row in self.rows for key in row))
-        temporary = self.path.with_suffix(".tmp")
-        with temporary.open("w", newline="") as file:
+        with replacing(self.path) as temporary, temporary.open("w", newline="") as file:
             writer = csv.DictWriter(file, fields)
             writer.writeheader()
             writer.writerows(self.rows)
-        temporary.replace(self.path)
         for key, value in row.items():
             if key not in ("epoch", "step"):
                 self._writer.add_scalar(key.replace("_", "/", 1), value, row["step"])
@@ -68,13 +66,8 @@ class MetricsLog:
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Write JSON so that a reader finds the old file or the new one, never half of it."""
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("w") as file:
-        json.dump(values, file, indent=2)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(values, indent=2) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
