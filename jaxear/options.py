@@ -44,6 +44,11 @@ def _normalize(argv: Sequence[str]) -> list[str]:
     return configs + others
 
 
+def _flags(argv: Sequence[str]) -> set[str]:
+    """The names of the settings given as flags."""
+    return {a[2:].partition("=")[0] for a in _normalize(argv) if a.startswith("--")}
+
+
 def train_parser() -> Parser:
     """The options of the train command: every setting, in groups."""
     parser = Parser(
@@ -85,6 +90,12 @@ def parse_train_options(argv: Sequence[str] | None = None) -> tuple[TrainConfig,
         given = [*_normalize(arguments)]
         base = ["--config", str(config_file)]
         values = parser.parse([*base, *given]).as_dict()
+    if "stages" not in (flags := _flags(arguments)):
+        # Flags beat the file, in its stages too.
+        values["stages"] = [
+            {name: value for name, value in stage.items() if name not in flags}
+            for stage in values["stages"]
+        ]
     return from_values(values), values["resume"]
 
 

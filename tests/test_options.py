@@ -31,6 +31,17 @@ def test_flags_beat_the_file_wherever_they_stand(tmp_path, order):
     assert config.decoder_channels == (16, 8)
 
 
+def test_flags_beat_the_stages_of_a_file(tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text("stages:\n- {backbone: resnet50, epochs: 20}\n- {epochs: 40}\n")
+    assert [stage["epochs"] for stage in parse("--config", str(path)).stages] == [20, 40]
+    config = parse("--config", str(path), "--epochs=2")
+    assert config.stages == [{"backbone": "resnet50"}, {}]
+    assert config.epochs == 2
+    given = parse("--config", str(path), "--epochs", "2", "--stages", "[{epochs: 3}]")
+    assert given.stages == [{"epochs": 3}]
+
+
 def test_options_of_the_backbone_are_yaml(tmp_path):
     config = parse("--backbone-options", "{depth: 2, pos_embed: crop}")
     assert config.backbone_options == {"depth": 2, "pos_embed": "crop"}
