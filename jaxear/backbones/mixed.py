@@ -1,9 +1,7 @@
 """How inverted residuals compute in bfloat16: where they round, and where they do not.
 
-Half of what bfloat16 costs these networks comes of rounding weights, an eighth to a quarter of what
-a block computes is noise by its end, and 1x1 and depthwise convolutions have little to average it
-away with. Measured on random MobileNetV3-Large, the largest error of a feature map against float32
-(of its largest value; means of four networks, with the worst):
+Errors of many thin layers add up. On random MobileNetV3-Large the largest error of a feature map
+against float32, of its largest value, is (mean of four networks, and the worst of them):
 
     rounding operands and results of all layers, as autocast does     0.038   0.050
     operands of the convolutions alone, everything else exact         0.029   0.033
@@ -14,8 +12,10 @@ not at all, and neither are a convolution's results before normalisation, activa
 squeeze-excite are through. What is stored and multiplied stays bfloat16: a float32 weight is the
 sum of two of them up to 2^-16, so a 1x1 convolution is two products summed in float32 (Henry et
 al. 2019, "Leveraging the bfloat16 Artificial Intelligence Datatype For Higher-Precision
-Computations"). That doubles the forward pass's multiplications, in layers that wait for memory;
-gradients are computed as ever, from rounded operands. Where dtype is param_dtype nothing changes.
+Computations"). The forward pass of 64 images of 128x128 takes 17.7 GFLOP instead of 9.8; its
+gradient is computed as ever, from rounded operands, and JAX keeps 1.28 instead of 0.95 GB for it
+(float32: 1.46). What that costs in time on an accelerator has not been measured. Where `dtype` is
+`param_dtype` nothing changes.
 """
 
 from __future__ import annotations
