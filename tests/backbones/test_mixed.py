@@ -28,7 +28,7 @@ def test_only_the_input_is_rounded(size, depthwise):
     expected, *gradients = jax.jit(lambda x: run(exact, x))(rounded)
     found, *others = jax.jit(lambda x: run(layer, x))(x)
     assert found.dtype == jnp.float32
-    np.testing.assert_allclose(found, expected, rtol=0, atol=3e-5)  # rounded weights: 7e-3
+    np.testing.assert_allclose(found, expected, rtol=0, atol=3e-5)
     for gradient, other in zip(gradients, others, strict=True):
         assert other.dtype == jnp.float32
         np.testing.assert_allclose(other, gradient, rtol=0, atol=1e-2 * np.abs(gradient).max())
