@@ -38,8 +38,8 @@ def depthwise_conv(
 
     Give it to a layer as `nnx.Conv(c, c, ..., feature_group_count=c,
     conv_general_dilated=depthwise_conv)`; the last six arguments are there for that and cannot be
-    chosen, but for `precision`. Sums run in float32 at least, also where x is bfloat16. Derivatives
-    are those of reverse mode only.
+    chosen, but for `precision`. Sums run in float32 at least, also where x is bfloat16. A kernel of
+    higher precision than x is not rounded. Derivatives are those of reverse mode only.
 
     Milliseconds of the forward pass and of both gradients together, 7x7 kernels, float32, the
     stages of ConvNeXt at 128 pixels, the best of several runs on 2 busy CPU cores (jax 0.10; torch
@@ -62,7 +62,7 @@ def depthwise_conv(
         padding: "SAME", "VALID" or ((top, bottom), (left, right)), as for `lax`.
 
     Returns:
-        [b, h', w', c] of x's dtype.
+        [b, h', w', c] of x's dtype, or the kernel's if that is wider.
 
     Raises:
         ValueError: a dilation, another layout, or a kernel that is not one per channel.
@@ -93,7 +93,9 @@ def _conv(
     return lax.platform_dependent(
         x,
         kernel,
-        cpu=lambda x, kernel: _shifted_products(_pad(x, pads), kernel, strides, x.dtype),
+        cpu=lambda x, kernel: _shifted_products(
+            _pad(x, pads), kernel, strides, jnp.promote_types(x.dtype, kernel.dtype)
+        ),
         default=partial(_plain, strides=strides, pads=pads, precision=precision),
     )
 
@@ -122,6 +124,9 @@ _conv.defvjp(_forward, _backward)
 
 
 def _plain(x, kernel, *, strides, pads, precision):
+    if x.dtype != kernel.dtype:
+        # Or TPUs would round the kernel. There are too few products for them to take any time.
+        x, precision = x.astype(jnp.promote_types(x.dtype, kernel.dtype)), lax.Precision.HIGH
     return lax.conv_general_dilated(
         x,
         kernel,

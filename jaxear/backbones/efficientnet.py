@@ -104,8 +104,9 @@ class EfficientNetEncoder(MBConvEncoder):
     ):
         kwargs: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         super().__init__(config, batch_norm=batch_norm, remat=remat, **kwargs)
-        norm = batch_norms(config, batch_norm, dtype=dtype, param_dtype=param_dtype)
-        self.conv_head = conv(config.stages[-1][-1].channels, config.head, 1, **kwargs)
+        norm = batch_norms(config, batch_norm, dtype=param_dtype, param_dtype=param_dtype)
+        channels = config.stages[-1][-1].channels
+        self.conv_head = conv(channels, config.head, 1, round_weights=False, **kwargs)
         self.bn2 = norm(config.head)
         if classifier:
             self.classifier = PooledLinear(config.head, config.classes, **kwargs)

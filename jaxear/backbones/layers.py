@@ -13,6 +13,7 @@ from flax import nnx
 from flax.typing import Dtype
 
 from jaxear.backbones.depthwise import depthwise_conv
+from jaxear.backbones.mixed import pointwise_conv, round_input
 from jaxear.errors import UserError
 
 Activation = Callable[[jax.Array], jax.Array]
@@ -29,6 +30,7 @@ def conv(
     depthwise: bool = False,
     bias: bool = False,
     padding: Padding = "symmetric",
+    round_weights: bool = True,
     dtype: Dtype,
     param_dtype: Dtype,
     rngs: nnx.Rngs,
@@ -39,11 +41,17 @@ def conv(
         padding: "symmetric" puts kernel_size // 2 zeros on every side, as torch does; "same" is
             TensorFlow's and XLA's, which at stride 2 and an even size puts one less at the top and
             left.
+        round_weights: whether to compute with weights in `dtype`. If not, only the input is rounded
+            to it and the output is in `param_dtype`; for 1x1 and depthwise convolutions (see
+            `mixed`).
     """
     margin = kernel_size // 2
     groups = in_channels if depthwise else 1
     # He et al. (2015) by the fan-out within a group, as torchvision's and timm's initialisations.
     deviation = math.sqrt(2 * groups / (kernel_size**2 * out_channels))
+    options: dict[str, Any] = {"conv_general_dilated": depthwise_conv} if depthwise else {}
+    if not round_weights and dtype != param_dtype:
+        options = {"conv_general_dilated": pointwise_conv, **options, "promote_dtype": round_input}
     return nnx.Conv(
         in_channels,
         out_channels,
@@ -51,12 +59,12 @@ def conv(
         strides=stride,
         padding="SAME" if padding == "same" else ((margin, margin), (margin, margin)),
         feature_group_count=groups,
-        conv_general_dilated=depthwise_conv if depthwise else jax.lax.conv_general_dilated,
         use_bias=bias,
         kernel_init=nnx.initializers.normal(deviation),
         dtype=dtype,
         param_dtype=param_dtype,
         rngs=rngs,
+        **options,
     )
 
 

@@ -89,12 +89,15 @@ class InvertedResidual(nnx.Module):
         config: MBConvConfig,
         *,
         norm: Callable[[int], BatchNorm],
-        **kwargs: Any,
+        dtype: Dtype,
+        param_dtype: Dtype,
+        rngs: nnx.Rngs,
     ):
+        kwargs: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         kernel_size, expanded, channels, reduced, self.activation, stride = shape
         self.has_expansion = expanded != in_channels
         if self.has_expansion:
-            self.expand = conv(in_channels, expanded, 1, **kwargs)
+            self.expand = conv(in_channels, expanded, 1, round_weights=False, **kwargs)
             self.expand_bn = norm(expanded)
         self.depthwise = conv(
             expanded,
@@ -103,6 +106,7 @@ class InvertedResidual(nnx.Module):
             stride=stride,
             depthwise=True,
             padding=config.padding,
+            round_weights=False,
             **kwargs,
         )
         self.depthwise_bn = norm(expanded)
@@ -113,14 +117,15 @@ class InvertedResidual(nnx.Module):
                 reduced,
                 activation=config.squeeze_activation,
                 gate=config.gate,
-                **kwargs,
+                **kwargs | {"dtype": param_dtype},
             )
-        self.project = conv(expanded, channels, 1, **kwargs)
+        self.project = conv(expanded, channels, 1, round_weights=False, **kwargs)
         self.project_bn = norm(channels)
         self.has_shortcut = stride == 1 and in_channels == channels
+        self.dtype = dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[b, h, w, in_channels] -> [b, h / stride, w / stride, channels]."""
+        """[b, h, w, in_channels] -> [b, h / stride, w / stride, channels], in `dtype`."""
         shortcut = x
         if self.has_expansion:
             x = self.activation(self.expand_bn(self.expand(x)))
@@ -128,14 +133,15 @@ class InvertedResidual(nnx.Module):
         if self.has_squeeze:
             x = self.squeeze(x)
         x = self.project_bn(self.project(x))
-        return x + shortcut if self.has_shortcut else x
+        return (x + shortcut if self.has_shortcut else x).astype(self.dtype)
 
 
 class MBConvEncoder(StagedEncoder):
     """A strided stem, stages of inverted residuals, a 1x1 convolution; see `base.Encoder`.
 
     "stage1" to "stage5" are the last maps of strides 2, 4, 8, 16 and 32, "last" is what the 1x1
-    convolution makes of the deepest. A family adds that convolution, `head`.
+    convolution makes of the deepest. A family adds that convolution, `head`. In bfloat16 it rounds
+    as `mixed` says: the stem (three channels), norms and squeeze-excite compute in float32.
     """
 
     stem = ("conv_stem", "bn1")
@@ -152,16 +158,21 @@ class MBConvEncoder(StagedEncoder):
         rngs: nnx.Rngs,
     ):
         super().__init__(config, remat=remat)
-        kwargs: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        norm = batch_norms(config, batch_norm, dtype=dtype, param_dtype=param_dtype)
-        self.conv_stem = conv(3, config.stem, 3, stride=2, padding=config.padding, **kwargs)
+        self.dtype = dtype
+        kwargs: dict[str, Any] = {"param_dtype": param_dtype, "rngs": rngs}
+        norm = batch_norms(config, batch_norm, dtype=param_dtype, param_dtype=param_dtype)
+        self.conv_stem = conv(
+            3, config.stem, 3, stride=2, padding=config.padding, dtype=param_dtype, **kwargs
+        )
         self.bn1 = norm(config.stem)
         channels = config.stem
         stages = []
         for shapes in config.stages:
             blocks = []
             for shape in shapes:
-                blocks.append(InvertedResidual(channels, shape, config, norm=norm, **kwargs))
+                blocks.append(
+                    InvertedResidual(channels, shape, config, norm=norm, dtype=dtype, **kwargs)
+                )
                 channels = shape.channels
             stages.append(nnx.List(blocks))
         self.blocks = nnx.List(stages)
@@ -176,11 +187,11 @@ class MBConvEncoder(StagedEncoder):
         return named | {"last": FeatureInfo(self.config.head, stride)}
 
     def head(self, x: jax.Array) -> jax.Array:
-        """The deepest map [b, h, w, c] -> [b, h, w, config.head]."""
+        """The deepest map [b, h, w, c] -> [b, h, w, config.head], not rounded yet."""
         raise NotImplementedError
 
     def maps(self, x: jax.Array) -> Iterator[tuple[str, jax.Array]]:
-        x = self.config.activation(self.bn1(self.conv_stem(x)))
+        x = self.config.activation(self.bn1(self.conv_stem(x))).astype(self.dtype)
         level = 1
         for shapes, blocks in zip(self.config.stages, self.blocks, strict=True):
             if shapes[0].stride == 2:
@@ -188,4 +199,4 @@ class MBConvEncoder(StagedEncoder):
                 level += 1
             x = self.run(blocks, x)
         yield f"stage{level}", x
-        yield "last", self.head(x)
+        yield "last", self.head(x).astype(self.dtype)

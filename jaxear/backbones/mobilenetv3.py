@@ -86,8 +86,9 @@ class MobileNetV3Encoder(MBConvEncoder):
     ):
         kwargs: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         super().__init__(config, batch_norm=batch_norm, remat=remat, **kwargs)
-        norm = batch_norms(config, batch_norm, dtype=dtype, param_dtype=param_dtype)
-        self.conv_last = conv(config.stages[-1][-1].channels, config.head, 1, **kwargs)
+        norm = batch_norms(config, batch_norm, dtype=param_dtype, param_dtype=param_dtype)
+        channels = config.stages[-1][-1].channels
+        self.conv_last = conv(channels, config.head, 1, round_weights=False, **kwargs)
         self.bn_last = norm(config.head)
         if classifier:
             self.classifier = Classifier(config.head, CLASSIFIER_WIDTH, config.classes, **kwargs)

@@ -257,21 +257,16 @@ def test_float64_and_all_gradients(small):
 
 
 def test_bfloat16(small):
-    """Logits within 3e-2; feature maps, too, or as near to float32 as torch's own autocast is."""
     model = small.original()
     x = natural_images(2, 128, 128, seed=2)
     with torch.no_grad():
         reference = small.reference(model, x)
-        with torch.autocast("cpu", torch.bfloat16):
-            autocast = {k: v.float() for k, v in small.reference(model, x).items()}
     graph, state = nnx.split(small.encoder(jnp.bfloat16))
     assert all(leaf.dtype != jnp.bfloat16 for leaf in jax.tree.leaves(state))
     found = jax.jit(lambda state, x: outputs(nnx.merge(graph, state), x))(state, nhwc(x))
     assert all(value.dtype == jnp.bfloat16 for value in found.values())
     off = errors(found, reference)
-    own = {name: relative_error(autocast[name], value) for name, value in reference.items()}
-    assert off["logits"] <= 3e-2
-    assert all(off[name] <= max(3e-2, 1.5 * own[name]) for name in off), (off, own)
+    assert max(off.values()) <= 3e-2, off
 
 
 @pytest.mark.parametrize("small", [n for n in DISTINCT if n in WITH_BATCH_NORM], indirect=True)
