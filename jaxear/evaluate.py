@@ -23,10 +23,11 @@ from jaxear.assessment.plots import Example, choose_examples
 from jaxear.assessment.recognition import recognize
 from jaxear.assessment.report import GROUPS, Evaluation, print_report, write_evaluation
 from jaxear.assessment.timing import machine, time_coder
+from jaxear.backbones.registry import get_spec
 from jaxear.command import run_command
 from jaxear.config import TrainConfig
 from jaxear.data.pipeline import load_split
-from jaxear.errors import UserError
+from jaxear.errors import UserError, WeightsNotFoundError
 from jaxear.metrics import active_units
 from jaxear.model import load_config, load_model
 from jaxear.options import Parser
@@ -168,6 +169,8 @@ def _find_judge(config: TrainConfig) -> tuple[Judge | None, str]:
     """VGG-16 for the images of a run; or why there is none."""
     try:
         return vgg16_judge(config.image_size), ""
+    except WeightsNotFoundError:
+        return None, f"needs VGG-16's weights: {get_spec('vgg16').port_command}"
     except UserError as error:
         return None, str(error)
 

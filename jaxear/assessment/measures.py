@@ -81,17 +81,17 @@ MEASURES: Mapping[str, Measure] = {
         "higher",
     ),
     "edge": Measure(
-        "edge preservation", "reconstruction",
-        "correlation of the Sobel gradients g, r of the two luminances, sum(g.r) / sqrt(sum |g|^2 "
-        "sum |r|^2): the index of Sattar et al. (1997) with Sobel's derivatives in place of the "
-        "Laplacian",
+        "edges kept", "reconstruction",
+        "edge preservation: correlation of the Sobel gradients g, r of the two luminances, "
+        "sum(g.r) / sqrt(sum |g|^2 sum |r|^2), the index of Sattar et al. (1997) with Sobel's "
+        "derivatives in place of the Laplacian",
         "higher",
     ),
     "lpips_style": Measure(
-        "LPIPS-style distance", "reconstruction",
+        "LPIPS-style", "reconstruction",
         "distance of unit-length VGG-16 features in five layers (Zhang et al. 2018, equation 1), "
         "but all channels weighted alike and the mean of layers: no LPIPS figures",
-        "lower", 4,
+        "lower",
     ),
     "kl": Measure("KL", "code", "KL(q(z|x) || N(0, I)) of an ear, in nats", "", 1, "nats"),
     "active_units": Measure(
@@ -101,19 +101,19 @@ MEASURES: Mapping[str, Measure] = {
     ),
     **{
         f"code_{name}": Measure(
-            f"code moves: {name}", "stability",
+            f"code: {name}", "stability",
             f"distance of the codes of an ear and of the same {change}, divided by the root mean "
             "square distance of the codes of two subjects' ears (1: as far as to another's ear)",
-            "lower", 4,
+            "lower",
         )
         for name, change in _CHANGES.items()
     },
     **{
         f"image_{name}": Measure(
-            f"image moves: {name}", "stability",
+            f"image: {name}", "stability",
             f"distance of the reconstructions of an ear and of the same {change}, divided by the "
             "root mean square distance of the photographs of two subjects' ears",
-            "lower", 4,
+            "lower",
         )
         for name, change in _CHANGES.items()
     },
@@ -139,26 +139,26 @@ MEASURES: Mapping[str, Measure] = {
         "VR at FAR 0.1 %", "identity", "the same where at most 0.1 % are", "higher"
     ),
     "rank1_centred": Measure(
-        "rank-1, unwhitened", "identity", "rank-1 of codes that are centred only", "higher"
+        "rank-1 unwhitened", "identity", "rank-1 of codes that are centred only", "higher"
     ),
     "eer_centred": Measure(
-        "EER, unwhitened", "identity", "EER of codes that are centred only", "lower"
+        "EER unwhitened", "identity", "EER of codes that are centred only", "lower"
     ),
     "encode_ms": Measure(
-        "encoding one (ms)", "time",
+        "encode one (ms)", "time",
         "from one uint8 image in memory to its code in memory: median, quartiles",
         "lower", 2, "ms",
     ),
     "decode_ms": Measure(
-        "decoding one (ms)", "time", "from one code to its image, likewise", "lower", 2, "ms"
+        "decode one (ms)", "time", "from one code to its image, likewise", "lower", 2, "ms"
     ),
     "encode_per_second": Measure(
-        "encoded per second", "time",
+        "encoded per s", "time",
         "ears encoded per second in batches: size of a batch over its median time",
         "higher", 0, "1/s",
     ),
     "decode_per_second": Measure(
-        "decoded per second", "time", "the same of decoding", "higher", 0, "1/s"
+        "decoded per s", "time", "the same of decoding", "higher", 0, "1/s"
     ),
 }  # fmt: skip
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from jaxear.assessment.measures import Estimate
 from jaxear.figures import to_uint8
@@ -31,10 +31,10 @@ class Example(NamedTuple):
 
 
 def choose_examples(psnr: np.ndarray, subjects: np.ndarray) -> list[tuple[str, int]]:
-    """The best, the median and the worst ears, three of each, of different subjects if possible.
+    """The best, the median and the worst ears, of different subjects if possible.
 
-    Each comes from its third of the ears, so that no two are the same. Of fewer than three ears,
-    all are taken.
+    Three of each, from a third of the ears each, so that no two are the same; fewer where that
+    third has fewer. Of one or two ears, all are taken.
 
     Args:
         psnr: of each ear, [n].
@@ -59,7 +59,7 @@ def choose_examples(psnr: np.ndarray, subjects: np.ndarray) -> list[tuple[str, i
     for group, rows in candidates.items():
         _, first = np.unique(subjects[rows], return_index=True)
         others = np.setdiff1d(np.arange(len(rows)), first)
-        picked = rows[np.concatenate([np.sort(first), others])[:PER_GROUP]]
+        picked = rows[np.concatenate([np.sort(first), others])[: min(PER_GROUP, third)]]
         chosen += [(group, row) for row in sorted(map(int, picked), key=place.__getitem__)]
     return chosen
 
@@ -109,7 +109,7 @@ def recognition(
     names: Mapping[str, str],
 ) -> Figure:
     """CMC and ROC curves with their bands: 95 %, by the bootstrap over subjects."""
-    figure = Figure(figsize=(6.9, 2.9), layout="constrained")
+    figure = Figure(figsize=(6.9, 3.2), layout="constrained")
     cmc, roc = figure.subplots(1, 2)
     for coder, of in curves.items():
         style: dict[str, Any] = STYLES[coder]
@@ -117,28 +117,30 @@ def recognition(
         label = f"{names[coder]}: rank-1 {_percent(estimates[coder]['rank1'])}"
         _band(cmc, ranks, of["cmc"], label, **style, markersize=3)
         label = f"{names[coder]}: EER {_percent(estimates[coder]['eer'])}"
-        _band(roc, np.asarray(of["roc"]["far"]), of["roc"], label, color=style["color"])
+        _band(roc, 100 * np.asarray(of["roc"]["far"]), of["roc"], label, color=style["color"])
     cmc.set_xlabel("Rank")
-    cmc.set_ylabel("Identification rate")
+    cmc.set_ylabel("Identification rate (%)")
+    lowest = min(min(of["cmc"]["low"]) for of in curves.values())
+    cmc.set_ylim(max(0, 10 * np.floor(10 * lowest) - 10), 101)
     cmc.xaxis.set_major_locator(MaxNLocator(integer=True))
-    far = next(iter(curves.values()))["roc"]["far"]
+    far = 100 * np.asarray(next(iter(curves.values()))["roc"]["far"])
     roc.plot(far, far, ":", color="0.6", lw=0.8, zorder=0)
     roc.set_xscale("log")
-    roc.set_xlim(far[0], 1)
-    roc.set_xlabel("False acceptance rate")
-    roc.set_ylabel("Verification rate")
-    roc.xaxis.set_major_formatter(PercentFormatter(1, decimals=None))
-    for axes, place in ((cmc, "lower right"), (roc, "upper left")):
-        axes.set_ylim(0, 1.02)
-        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        axes.legend(frameon=False, fontsize=7, loc=place)
+    roc.set_xlim(far[0], 100)
+    roc.set_ylim(0, 101)
+    roc.set_xlabel("False acceptance rate (%)")
+    roc.set_ylabel("Verification rate (%)")
+    roc.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    for axes in (cmc, roc):
+        axes.legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(-0.02, 1))
         _plain(axes)
     return figure
 
 
 def _band(axes: Axes, x: np.ndarray, of: Mapping[str, Any], label: str, **style: Any) -> None:
-    axes.plot(x, of["value"], lw=1.2, label=label, **style)
-    axes.fill_between(x, of["low"], of["high"], color=style["color"], alpha=0.18, lw=0)
+    value, low, high = (100 * np.asarray(of[key]) for key in ("value", "low", "high"))
+    axes.plot(x, value, lw=1.2, label=label, **style)
+    axes.fill_between(x, low, high, color=style["color"], alpha=0.18, lw=0)
 
 
 def _percent(estimate: Estimate) -> str:
@@ -168,7 +170,8 @@ def psnr_by_subject(
     for coder in coders:
         style: dict[str, Any] = STYLES[coder]
         estimate = estimates[coder]
-        label = f"{names[coder]}: {estimate.value:.1f} [{estimate.low:.1f}, {estimate.high:.1f}] dB"
+        interval = f"[{estimate.low:.1f}, {estimate.high:.1f}]"
+        label = f"{names[coder]}: mean {estimate.value:.1f} {interval} dB"
         axes.plot(values[coder][order], y, ls="", ms=size, mew=0, label=label, **style)
         axes.axvline(float(estimate.value or 0), color=style["color"], lw=0.8, zorder=0)
         axes.axvspan(

@@ -156,12 +156,13 @@ def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, A
 def print_report(evaluation: Evaluation, console: Console) -> None:
     """The report as a table, and what there is to know about it."""
     about, names = evaluation.about, evaluation.names
+    more, less = "↑↓" if console.encoding.lower().startswith("utf") else "+-"
     numbers = {key: f"\n{n} numbers" for key, n in evaluation.numbers.items()}
     table = Table(
         title=f"{about['n_images']} ears of {about['n_subjects']} subjects "
         f"({about['data']}, split {about['split']})",
         caption="Means over ears and 95 % intervals over subjects (times: medians and quartiles). "
-        "+ more is better, - less is. `jaxear evaluate --help` defines each line.",
+        f"{more} more is better, {less} less is. `jaxear evaluate --help` defines each line.",
     )
     table.add_column("")
     for key, name in names.items():
@@ -182,8 +183,8 @@ def print_report(evaluation: Evaluation, console: Console) -> None:
                 cells.append(_cell(estimate, MEASURES[name].digits, gap))
                 if estimate is not None and estimate.value is None:
                     notes[f"{MEASURES[name].title}: {estimate.note}"] = None
-            sign = {"higher": " +", "lower": " -", "": ""}[MEASURES[name].better]
-            table.add_row(Text(f"  {MEASURES[name].title}{sign}"), *cells)
+            sign = {"higher": more, "lower": less, "": ""}[MEASURES[name].better]
+            table.add_row(Text(f" {MEASURES[name].title} {sign}".rstrip()), *cells)
     console.print(table)
     for note in notes:
         console.print(Text(f"* {note}"))

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
@@ -34,6 +35,18 @@ def tiny(photographs: Path, out: Path, **changes: Any) -> TrainConfig:
         out=str(out),
     )
     return dataclasses.replace(config, **changes)
+
+
+@contextmanager
+def quick_compilation() -> Iterator[None]:
+    """Most of the time of tests that train is XLA's, and what they say does not depend on its
+    speed."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", before)
 
 
 @contextmanager
