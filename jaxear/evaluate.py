@@ -8,6 +8,7 @@ import hashlib
 import logging
 import os
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -245,12 +246,18 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter)
 
 def _definitions() -> str:
     """What is measured and how, for --help."""
-    lines = ["what is measured:"]
+    lines = ["what is measured (differences are the model's minus PCA's, ear by ear):"]
     for group, title in GROUPS.items():
         lines.append(f"\n  {title}")
         for name, measure in MEASURES.items():
             if measure.group == group:
-                lines.append(f"    {name}: {measure.definition}")
+                lines += textwrap.wrap(
+                    f"{name}: {measure.definition}",
+                    width=96,
+                    initial_indent="    ",
+                    subsequent_indent="      ",
+                    break_on_hyphens=False,
+                )
     return "\n".join(lines)
 
 
@@ -259,18 +266,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(
         prog="jaxear evaluate",
         description="Measure a trained model on ears it has never seen, beside linear PCA with as "
-        "many numbers per ear.",
+        "many numbers per ear\n(fitted to the run's training subjects). Prints a table and writes "
+        "into a folder:\n\n"
+        "  evaluation.json, evaluation.csv  every measure with its interval (CSV: one per row)\n"
+        "  images.csv                       what every ear has, one ear and model per row\n"
+        "  identity.png, .pdf               CMC and ROC curves with 95 % bands\n"
+        "  reconstructions.png, .pdf        the best, the median and the worst ears\n"
+        "  psnr_by_subject.png, .pdf        the model against PCA, subject by subject",
         epilog=_definitions(),
         formatter_class=_HelpFormatter,
     )
     parser.add_argument("--run", type=str, required=True, help="the run's directory.")
-    parser.add_argument("--data", type=str, default=None, help="other data than the run's own.")
-    parser.add_argument(
-        "--split", type=str, default=None, help="test (by default), val, train or all."
-    )
-    parser.add_argument("--checkpoint", type=str, default="best", help="best, latest or a step.")
-    parser.add_argument("--repeats", type=int, default=20, help="timings; 0 leaves them out.")
-    parser.add_argument("--out", type=str, default=None, help="folder to write to.")
+    for name, kind, default, text in (
+        ("data", str, None, "other data than the run's own; all of it is measured."),
+        ("split", str, None, "of the run's own data: test (by default), val, train or all."),
+        ("checkpoint", str, "best", "best, latest or a step."),
+        ("repeats", int, 20, "how often encoding and decoding are timed; 0: not at all."),
+        ("out", str, None, "folder to write to. By default RUN/evaluation; for another split than "
+            "test RUN/evaluation-SPLIT; with --data RUN/evaluation-NAME, the name of the data."),
+    ):  # fmt: skip
+        parser.add_argument(f"--{name}", type=kind, default=default, help=text)
 
     def command() -> None:
         options = parser.parse(argv)

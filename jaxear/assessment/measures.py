@@ -120,7 +120,9 @@ MEASURES: Mapping[str, Measure] = {
     "rank1": Measure(
         "rank-1", "identity",
         "share of ears whose most similar other ear is of the same subject, of those whose subject "
-        "has another; similarity is the cosine of whitened codes",
+        "has another; similarity is the cosine of codes, centred and whitened by the mean and "
+        "covariance of the training ears' codes (Mahalanobis cosine, Beveridge et al. 2005), so "
+        "that it does not depend on a code's units and axes",
         "higher",
     ),
     "eer": Measure(
