@@ -2,148 +2,263 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
+import hashlib
 import logging
+import os
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jsonargparse import DefaultHelpFormatter
 from rich.console import Console
-from rich.table import Table
 
+from jaxear.assessment.coders import Coder, LinearCoder, ModelCoder, encode_all
+from jaxear.assessment.measures import MEASURES, Estimate, mean_estimates, measure_ears
+from jaxear.assessment.plots import Example, choose_examples
+from jaxear.assessment.recognition import recognize
+from jaxear.assessment.report import GROUPS, Evaluation, print_report, write_evaluation
+from jaxear.assessment.timing import machine, time_coder
+from jaxear.backbones.registry import get_spec
 from jaxear.command import run_command
+from jaxear.config import TrainConfig
 from jaxear.data.pipeline import load_split
-from jaxear.inference import BATCH_SIZE, as_float, decode_codes, encode_images
-from jaxear.metrics import active_units, edge_preservation, kl_per_dimension, psnr, ssim
+from jaxear.errors import UserError, WeightsNotFoundError
+from jaxear.metrics import active_units
 from jaxear.model import load_config, load_model
 from jaxear.options import Parser
-from jaxear.pca import PCA
-from jaxear.training.logging import write_json
+from jaxear.perceptual import Judge, vgg16_judge
+from jaxear.training.logging import read_json
 
 logger = logging.getLogger(__name__)
 
-MEASURES = {"psnr": psnr, "ssim": ssim, "edge": edge_preservation}
-COLUMNS = {"psnr": ("PSNR (dB)", 1), "ssim": ("SSIM", 3), "edge": ("edges kept", 3)}
-
-
-def compare_images(reconstructions: np.ndarray, images: np.ndarray) -> dict[str, np.ndarray]:
-    """PSNR, SSIM and edge preservation of reconstructions, each [n].
-
-    Both [n, H, W, 3], uint8 or floats in [0, 1].
-    """
-    measure = jax.jit(
-        lambda x, y: {name: f(as_float(x), as_float(y)) for name, f in MEASURES.items()}
-    )
-    parts = [
-        jax.device_get(measure(reconstructions[i : i + BATCH_SIZE], images[i : i + BATCH_SIZE]))
-        for i in range(0, len(images), BATCH_SIZE)
-    ]
-    return {name: np.concatenate([part[name] for part in parts]) for name in MEASURES}
-
-
-def subject_interval(values: np.ndarray, subjects: Sequence[str], *, seed: int = 0) -> list[float]:
-    """95 % confidence interval of a mean by a bootstrap over subjects (1,000 resamples).
-
-    Images of one person are not independent, so people are drawn, not images.
-    """
-    names, index = np.unique(np.asarray(subjects), return_inverse=True)
-    totals = np.bincount(index, weights=values)
-    counts = np.bincount(index)
-    draws = np.random.default_rng(seed).integers(len(names), size=(1000, len(names)))
-    means = totals[draws].sum(axis=1) / counts[draws].sum(axis=1)
-    return [float(np.quantile(means, q)) for q in (0.025, 0.975)]
+FEW_SUBJECTS = 10
+MOST_TRAINING_CODES = 4096  # to whiten codes by
 
 
 def evaluate(
-    run_dir: str | Path,
+    run_dir: str | os.PathLike[str],
     *,
     data: str | None = None,
-    split: str = "test",
+    split: str | None = None,
     checkpoint: str | int = "best",
+    repeats: int = 20,
     progress: bool = True,
-) -> dict[str, Any]:
+) -> Evaluation:
     """Measure a run on a split, beside linear PCA with as many numbers per ear.
+
+    PCA is fitted to the run's training split, and the statistics that whiten codes for recognition
+    come from there: nothing is learned from the ears that are measured.
 
     Args:
         run_dir: the run.
         data: other data than the run's own; all of it is used, whatever its subjects.
-        split: of the run's own data: test, val, train or all.
+        split: of the run's own data: test (by default), val, train or all.
         checkpoint: "best", "latest" or a step.
+        repeats: how often encoding and decoding are timed; 0 leaves it out.
         progress: show a bar while reading.
 
     Returns:
-        The model's and PCA's mean PSNR, SSIM and edge preservation with confidence intervals over
-        subjects, the model's KL (nats per image) and active units.
+        The measures of `MEASURES` with intervals, of the model, of PCA, and of their difference.
 
     Raises:
         UserError: the run or the data cannot be used.
     """
+    if data is not None and split is not None:
+        raise UserError(
+            f"The split {split} is one of the run's own data, and of {data} all is used: give "
+            "--split or --data."
+        )
     config = load_config(run_dir)
     model = load_model(run_dir, checkpoint=checkpoint)
     if data is not None:
-        ears = load_split(dataclasses.replace(config, data=data), "all", progress=progress)
+        other = dataclasses.replace(config, data=data, layout="auto")
+        ears, split = load_split(other, "all", progress=progress), "all"
     else:
+        split = split or "test"
         ears = load_split(config, split, progress=progress)
-    subjects = [record.subject for record in ears.records]
-    mu, logvar = encode_images(model, ears.images)
-
-    train_images = load_split(config, "train", progress=progress).images
-    pixels = train_images.reshape(len(train_images), -1).astype(np.float32) / 255
-    k = min(model.latent_dim, len(pixels) - 1)
-    pca = PCA(n_components=k).fit(pixels)
-    flat = ears.images.reshape(len(ears.images), -1).astype(np.float32) / 255
-    linear = np.clip(pca.inverse_transform(pca.transform(flat)), 0, 1).reshape(ears.images.shape)
-
-    def row(name: str, numbers: int, reconstructions: np.ndarray) -> dict[str, Any]:
-        values = compare_images(reconstructions, ears.images)
-        return {
-            "name": name,
-            "numbers_per_ear": numbers,
-            **{key: float(value.mean()) for key, value in values.items()},
-            **{f"{key}_ci95": subject_interval(value, subjects) for key, value in values.items()},
-        }
-
-    return {
+    images, subjects = ears.images, np.asarray([record.subject for record in ears.records])
+    training = load_split(config, "train", progress=progress).images
+    logger.info("Fitting linear PCA to %d training ears", len(training))
+    coders: dict[str, Coder] = {
+        "model": ModelCoder(model, config.backbone),
+        "pca": LinearCoder.fit(training, model.latent_dim),
+    }
+    seen = subjects_seen(images, subjects, training)
+    about = {
         "run": str(run_dir),
         "checkpoint": model.checkpoint,
         "data": data or config.data or "synthetic ears",
-        "split": "all" if data is not None else split,
+        "split": split,
         "n_images": len(ears),
-        "n_subjects": len(set(subjects)),
-        "kl": float(kl_per_dimension(jnp.asarray(mu), jnp.asarray(logvar)).sum(axis=1).mean()),
-        "active_units": int(active_units(jnp.asarray(mu))),
-        "rows": [
-            row(config.backbone, model.latent_dim, decode_codes(model, mu)),
-            row("linear PCA", k, linear),
-        ],
+        "n_subjects": len(np.unique(subjects)),
+        "n_subjects_trained_on": len(seen),
+        "n_training_images": len(training),
     }
 
+    # What each ear has one of
+    judge, without_judge = _find_judge(config)
+    codes, values = {}, {}
+    for key, coder in coders.items():
+        logger.info("Measuring %s on %d ears", coder.name, len(ears))
+        codes[key], values[key] = measure_ears(coder, images, subjects, judge=judge)
+        if not np.isfinite(codes[key]).all():
+            raise UserError(
+                f"The codes that {coder.name} makes are not all finite numbers, so that nothing "
+                f"can be measured. Take another checkpoint of {run_dir} by --checkpoint."
+            )
+    both = [name for name in values["model"] if name in values["pca"]]
+    values_of_difference = {name: values["model"][name] - values["pca"][name] for name in both}
+    estimates = {
+        key: mean_estimates(of, subjects)
+        for key, of in {**values, "difference": values_of_difference}.items()
+    }
+    if judge is None:
+        for of in estimates.values():
+            of["lpips_style"] = Estimate(None, n=len(ears), note=without_judge)
+    units = active_units(jnp.asarray(codes["model"]))
+    estimates["model"]["active_units"] = Estimate(float(units), n=len(ears))
 
-def print_report(report: dict[str, Any], console: Console) -> None:
-    """The report as a table."""
-    table = Table(
-        title=f"{report['n_images']} ears of {report['n_subjects']} subjects "
-        f"({report['data']}, split {report['split']})",
-        caption="numbers of an ear's code; means with 95 % confidence intervals over subjects",
+    # Recognition
+    logger.info("Comparing codes by subject")
+    some = np.unique(np.linspace(0, len(training) - 1, MOST_TRAINING_CODES).astype(int))
+    known = {key: encode_all(coder, training[some]) for key, coder in coders.items()}
+    recognition = recognize(codes, known, subjects)
+    for key, of in recognition.estimates.items():
+        estimates[key] |= of
+
+    # Time
+    if repeats:
+        logger.info("Timing")
+        about["machine"] = machine()
+        for key, coder in coders.items():
+            estimates[key] |= time_coder(coder, images, repeats=repeats)
+
+    notes = _notes(about, coders, images)
+    notes += [recognition.note] if recognition.note else []
+    notes += [f"No identity: {recognition.reason}"] if recognition.reason else []
+    names = {key: coder.name for key, coder in coders.items()}
+    return Evaluation(
+        about=about,
+        names=names | {"difference": f"{names['model']} - {names['pca']}"},
+        numbers={key: coder.numbers for key, coder in coders.items()},
+        estimates=estimates,
+        notes=notes,
+        curves=recognition.curves,
+        records=ears.records,
+        values=values,
+        examples=_examples(coders, images, subjects, values),
     )
-    table.add_column("model")
-    table.add_column("numbers", justify="right")
-    for title, _ in COLUMNS.values():
-        table.add_column(title, justify="right", no_wrap=True)
-    for row in report["rows"]:
-        cells = [
-            "{:.{d}f}\n[{:.{d}f}, {:.{d}f}]".format(row[key], *row[f"{key}_ci95"], d=digits)
-            for key, (_, digits) in COLUMNS.items()
-        ]
-        table.add_row(row["name"], str(row["numbers_per_ear"]), *cells)
-    console.print(table)
-    console.print(
-        f"KL {report['kl']:.1f} nats per ear; {report['active_units']} active latent dimensions"
-    )
+
+
+def subjects_seen(images: np.ndarray, subjects: np.ndarray, training: np.ndarray) -> set[str]:
+    """Subjects of whom at least one image is, bit for bit, one of the training images."""
+
+    def digest(image: np.ndarray) -> bytes:
+        return hashlib.sha256(image.tobytes()).digest()
+
+    known = {digest(image) for image in training}
+    return {str(s) for s, image in zip(subjects, images, strict=True) if digest(image) in known}
+
+
+def _find_judge(config: TrainConfig) -> tuple[Judge | None, str]:
+    """VGG-16 for the images of a run; or why there is none."""
+    try:
+        return vgg16_judge(config.image_size), ""
+    except WeightsNotFoundError:
+        return None, f"needs VGG-16's weights: {get_spec('vgg16').port_command}"
+    except UserError as error:
+        return None, str(error)
+
+
+def _notes(about: dict[str, Any], coders: dict[str, Coder], images: np.ndarray) -> list[str]:
+    """What keeps the figures from being what they seem to be."""
+    notes = []
+    if seen := about["n_subjects_trained_on"]:
+        notes.append(
+            f"{seen} of the {about['n_subjects']} subjects were trained on: these figures do not "
+            "tell what becomes of ears never seen"
+        )
+    if coders["pca"].numbers < coders["model"].numbers:
+        notes.append(
+            f"PCA has {coders['pca'].numbers} numbers per ear, not {coders['model'].numbers}: "
+            f"{about['n_training_images']} training images have no more components"
+        )
+    if 1 < about["n_subjects"] < FEW_SUBJECTS:
+        notes.append(
+            f"{about['n_subjects']} subjects: with fewer than {FEW_SUBJECTS} the intervals come "
+            "out too narrow"
+        )
+    grey = int(np.sum(np.all(images == images[..., :1], axis=(1, 2, 3))))
+    if grey:
+        notes.append(f"{grey} of the ears are grey pictures; colour that is put in is an error")
+    return notes
+
+
+def _examples(
+    coders: dict[str, Coder],
+    images: np.ndarray,
+    subjects: np.ndarray,
+    values: dict[str, dict[str, np.ndarray]],
+) -> list[Example]:
+    """The ears that the model does best, worst and in between, with their reconstructions."""
+    groups, rows = zip(*choose_examples(values["model"]["psnr"], subjects), strict=True)
+    shown = images[list(rows)]
+    made = {k: np.asarray(coder.decode(coder.encode(shown).mean)) for k, coder in coders.items()}
+    return [
+        Example(
+            group,
+            shown[i],
+            {key: of[i] for key, of in made.items()},
+            {key: float(of["psnr"][row]) for key, of in values.items()},
+        )
+        for i, (group, row) in enumerate(zip(groups, rows, strict=True))
+    ]
+
+
+def default_folder(run_dir: str | os.PathLike[str], data: str | None, split: str | None) -> Path:
+    """Where an evaluation goes: evaluation/ in the run; of other data evaluation-NAME/, NAME being
+    that of the data, and of another split than test evaluation-SPLIT/.
+
+    Raises:
+        UserError: an evaluation of other data of that name lies there.
+    """
+    if data is None:
+        return Path(run_dir) / ("evaluation" if split in (None, "test") else f"evaluation-{split}")
+    out = Path(run_dir) / f"evaluation-{Path(data).resolve().stem}"
+    before = read_json(out / "evaluation.json").get("data")
+    if before is not None and Path(before).resolve() != Path(data).resolve():
+        raise UserError(
+            f"{out} holds an evaluation of {before}, which that of {data} would replace. Give "
+            "another folder by --out."
+        )
+    return out
+
+
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
+    """Keeps the lines of the definitions."""
+
+
+def _definitions() -> str:
+    """What is measured and how, for --help."""
+    lines = ["what is measured (differences are the model's minus PCA's, ear by ear):"]
+    for group, title in GROUPS.items():
+        lines.append(f"\n  {title}")
+        for name, measure in MEASURES.items():
+            if measure.group == group:
+                lines += textwrap.wrap(
+                    f"{name}: {measure.definition}",
+                    width=96,
+                    initial_indent="    ",
+                    subsequent_indent="      ",
+                    break_on_hyphens=False,
+                )
+    return "\n".join(lines)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -151,20 +266,41 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(
         prog="jaxear evaluate",
         description="Measure a trained model on ears it has never seen, beside linear PCA with as "
-        "many numbers per ear. Writes RUN/evaluation.json.",
+        "many numbers per ear\n(fitted to the run's training subjects). Prints a table and writes "
+        "into a folder:\n\n"
+        "  evaluation.json, evaluation.csv  every measure with its interval (CSV: one per row)\n"
+        "  images.csv                       what every ear has, one ear and model per row\n"
+        "  identity.png, .pdf               CMC and ROC curves with 95 % bands\n"
+        "  reconstructions.png, .pdf        the best, the median and the worst ears\n"
+        "  psnr_by_subject.png, .pdf        the model against PCA, subject by subject",
+        epilog=_definitions(),
+        formatter_class=_HelpFormatter,
     )
     parser.add_argument("--run", type=str, required=True, help="the run's directory.")
-    parser.add_argument("--data", type=str, default=None, help="other data than the run's own.")
-    parser.add_argument("--split", type=str, default="test", help="train, val, test or all.")
-    parser.add_argument("--checkpoint", type=str, default="best", help="best, latest or a step.")
+    for name, kind, default, text in (
+        ("data", str, None, "other data than the run's own; all of it is measured."),
+        ("split", str, None, "of the run's own data: test (by default), val, train or all."),
+        ("checkpoint", str, "best", "best, latest or a step."),
+        ("repeats", int, 20, "how often encoding and decoding are timed; 0: not at all."),
+        ("out", str, None, "folder to write to. By default RUN/evaluation; for another split than "
+            "test RUN/evaluation-SPLIT; with --data RUN/evaluation-NAME, the name of the data."),
+    ):  # fmt: skip
+        parser.add_argument(f"--{name}", type=kind, default=default, help=text)
 
     def command() -> None:
         options = parser.parse(argv)
-        report = evaluate(
-            options.run, data=options.data, split=options.split, checkpoint=options.checkpoint
+        data, split = options.data, options.split
+        out = Path(options.out or default_folder(options.run, data, split))
+        evaluation = evaluate(
+            options.run,
+            data=data,
+            split=split,
+            checkpoint=options.checkpoint,
+            repeats=options.repeats,
         )
-        write_json(Path(options.run) / "evaluation.json", report)
-        print_report(report, Console())
+        write_evaluation(evaluation, out)
+        print_report(evaluation, Console())
+        logger.info("Written to %s", out)
 
     return run_command(command)
 

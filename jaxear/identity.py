@@ -99,8 +99,8 @@ class Comparisons:
             "cmc": cmc,
             "eer": float(np.interp(0.0, far - (1.0 - vr), far)),
             "auc": float(np.trapezoid(vr, far)),
-            "vr_at_far_1_percent": _verification_rate(far, vr, 0.01),
-            "vr_at_far_0_1_percent": _verification_rate(far, vr, 0.001),
+            "vr_at_far_1_percent": float(verification_rate(far, vr, 0.01)),
+            "vr_at_far_0_1_percent": float(verification_rate(far, vr, 0.001)),
             "roc_far": far,
             "roc_vr": vr,
             "probes": len(self.probes),
@@ -157,8 +157,9 @@ def _ranks(similarity: np.ndarray, numbers: np.ndarray) -> np.ndarray:
     return np.sum(nearest >= own[:, None], axis=1)
 
 
-def _verification_rate(far: np.ndarray, vr: np.ndarray, limit: float) -> float:
-    return float(vr[np.searchsorted(far, limit, side="right") - 1])
+def verification_rate(far: np.ndarray, vr: np.ndarray, limit: Any) -> np.ndarray:
+    """The highest VR of a ROC curve at which FAR is no higher than a limit, or each of several."""
+    return vr[np.searchsorted(far, limit, side="right") - 1]
 
 
 def bootstrap_subjects(

@@ -22,12 +22,12 @@ def encode_images(
     model: EarVAE, images: np.ndarray, *, batch_size: int = BATCH_SIZE
 ) -> tuple[np.ndarray, np.ndarray]:
     """Images [n, H, W, 3], uint8 or floats in [0, 1] -> mu and logvar, float32 [n, d] each."""
-    return _in_batches(model, _encode, np.asarray(images), batch_size)
+    return _in_batches(model, encode_arrays, np.asarray(images), batch_size)
 
 
 def decode_codes(model: EarVAE, codes: np.ndarray, *, batch_size: int = BATCH_SIZE) -> np.ndarray:
     """Codes [n, d] -> images, float32 [n, H, W, 3] in [0, 1]."""
-    return _in_batches(model, _decode, np.asarray(codes, np.float32), batch_size)
+    return _in_batches(model, decode_arrays, np.asarray(codes, np.float32), batch_size)
 
 
 def as_float(images: Any) -> jax.Array:
@@ -45,12 +45,14 @@ def as_float(images: Any) -> jax.Array:
 
 
 @partial(jax.jit, static_argnums=0)
-def _encode(graphdef: Any, state: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+def encode_arrays(graphdef: Any, state: Any, images: Any) -> tuple[jax.Array, jax.Array]:
+    """One batch, by a model that `nnx.split` took apart: images as above -> mu and logvar."""
     return nnx.merge(graphdef, state).encode(as_float(images))
 
 
 @partial(jax.jit, static_argnums=0)
-def _decode(graphdef: Any, state: Any, codes: jax.Array) -> jax.Array:
+def decode_arrays(graphdef: Any, state: Any, codes: jax.Array) -> jax.Array:
+    """One batch of codes [b, d] -> images, float32 [b, H, W, 3] in [0, 1]."""
     return nnx.merge(graphdef, state).decode(codes)
 
 

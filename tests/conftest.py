@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import jaxear.train
+from tests.training.tiny import quick_compilation, tiny
+
 SHARED_DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 
 
@@ -75,3 +78,12 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             image = np.uint8(255 * np.clip(0.2 + blob[..., None] * colour * 0.8, 0, 1))
             Image.fromarray(image).save(folder / f"{subject:03d}" / f"{i}.png")
     return folder
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, photographs: Path) -> Path:
+    """The directory of a finished run of three epochs, three steps each."""
+    out = tmp_path_factory.mktemp("runs") / "finished"
+    with quick_compilation():
+        jaxear.train.train(tiny(photographs, out), progress=False)
+    return out

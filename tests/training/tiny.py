@@ -9,11 +9,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
 import jaxear.train
 from jaxear.config import TrainConfig
+from jaxear.training.sharding import JitParallel
 
 TINY_SAM = {"depth": 2, "embed_dim": 32, "num_heads": 2, "global_attn_indexes": [1]}
 
@@ -34,6 +36,39 @@ def tiny(photographs: Path, out: Path, **changes: Any) -> TrainConfig:
         out=str(out),
     )
     return dataclasses.replace(config, **changes)
+
+
+@contextmanager
+def quick_compilation() -> Iterator[None]:
+    """Here runs that differ in nothing that is compiled are traced and compiled once, without XLA's
+    optimisations: these take most of the time of such tests, and do not change what they say."""
+    if jax.config.read("jax_disable_most_optimizations"):
+        yield
+        return
+    make, compile_train = jaxear.train.make_train_step, JitParallel.compile_train
+
+    def make_train_step(config: TrainConfig, *arguments: Any, **options: Any) -> Any:
+        step = make(config, *arguments, **options)
+        step.made_from = repr((dataclasses.replace(config, out=None), arguments[-1]))
+        return step
+
+    def compiled_once(self: JitParallel, step: Any, *arguments: Any) -> Any:
+        key = self, getattr(step, "made_from", step), str(jax.tree.map(jax.typeof, arguments))
+        if key not in _programs:
+            _programs[key] = compile_train(self, step, *arguments)
+        return _programs[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jaxear.train, "make_train_step", make_train_step)
+        patch.setattr(JitParallel, "compile_train", compiled_once)
+        jax.config.update("jax_disable_most_optimizations", True)
+        try:
+            yield
+        finally:
+            jax.config.update("jax_disable_most_optimizations", False)
+
+
+_programs: dict[Any, Any] = {}
 
 
 @contextmanager

@@ -1,0 +1,1 @@
+"""What `jaxear evaluate` measures: reconstruction, codes, recognition, time; model beside PCA."""
