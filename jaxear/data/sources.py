@@ -121,10 +121,10 @@ def _load_list(file: Path, layout: str, root: str | Path | None) -> list[Record]
         layout = names[0]
     if not LAYOUTS[layout].is_list:
         raise UserError(f"{file} is a file; layout {layout!r} needs a folder")
-    data_root = file.parent if root is None else Path(root)
-    if not data_root.is_dir():
-        raise UserError(f"the data root {data_root} is not a folder")
-    return LAYOUTS[layout].read([file], data_root)
+    folder = file.parent if root is None else Path(root)
+    if not folder.is_dir():
+        raise UserError(f"the data root {folder} is not a folder")
+    return LAYOUTS[layout].read([file], folder)
 
 
 def _recognise_folder(folder: Path, tails: list[PurePath]) -> str:

@@ -239,9 +239,9 @@ def _prepare_rows(
 ) -> list[Entry]:
     """The entries with row and sha256, or reason, added; pictures go to rows from `n_rows` on."""
     n_bytes = settings.image_size**2 * 3
-    task = max(1, min(_TASK, _CHUNK_BYTES // n_bytes // 4))
+    # Small enough for all threads to have some, where there are few photographs.
+    task = max(1, min(_TASK, _CHUNK_BYTES // n_bytes // 4, len(records) // (4 * workers)))
     ahead = max(2 * workers, 4 * _CHUNK_BYTES // (task * n_bytes))
-    starts = range(0, len(records), task)
     done: list[Entry] = []
     _mend_journal(folder / JOURNAL)
     pool = ThreadPoolExecutor(workers)
@@ -250,11 +250,10 @@ def _prepare_rows(
         pixels.truncate(n_rows * n_bytes)
         if not (folder / JOURNAL).stat().st_size:
             _append(journal, [head])
-
         n_entered, last = 0, time.monotonic()
         try:
             report(0, len(records))
-            tasks = (records[i : i + task] for i in starts)
+            tasks = (records[i : i + task] for i in range(0, len(records), task))
             results = _in_order(pool, partial(_prepare_some, settings), tasks, ahead)
             for pictures, found in results:
                 pixels.write(pictures.data)

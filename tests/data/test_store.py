@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -196,6 +197,17 @@ def test_neither_threads_nor_tasks_change_a_store(photos, tmp_path, monkeypatch)
         assert seen == sorted(seen)
         once = once or tree(cache)
         assert tree(cache) == once
+
+
+def test_all_threads_have_some_of_a_few_photographs(photos, tmp_path, monkeypatch):
+    both = threading.Barrier(2, timeout=30)  # which breaks where one thread reads two files alone
+
+    def meet(path):
+        both.wait()
+        return read_file(path)
+
+    monkeypatch.setattr(store, "read_file", meet)
+    assert all(isinstance(row, int) for row in prepare(photos, tmp_path / "c", workers=2).found)
 
 
 def test_no_more_is_begun_than_may_be_kept_in_memory():
