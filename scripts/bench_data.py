@@ -1,11 +1,20 @@
 """Prepare many small photographs, some of them odd or damaged, and measure speed and memory.
 
     python scripts/bench_data.py --files 2000 --out bench.json
+    python scripts/bench_data.py --data photographs/
 
 Writes --files pictures of 160x200 into a temporary folder, one in a hundred of a kind that breaks
 careless programs; runs `jaxear data prepare` on them in a process of its own; checks that every
-picture came out upright and every file that is none was listed; and times preparation against a
-loop that only decodes with Pillow, in as many threads, the two taking turns.
+picture came out upright and every file that is none was listed; and times preparation
+(`prepare_store`: decode, resize to 128x128, hash, write, sync) against loops that only decode. With
+--data it only does the latter, on the photographs in a folder of your own. The loops are
+    decode          PIL.Image.open, load, convert to RGB
+    draft           the same after PIL's draft(), as preparation does it: a JPEG of more than six
+                    times the size wanted is decoded at a half, a quarter or an eighth
+    decode_resize   decode, then PIL's bicubic resize to 128 pixels and numpy.asarray
+in as many threads of the same kind of pool, each handed 16 files at a time as in preparation. They
+take turns on the same files; the figures are medians of the turns, and shares medians of the turns'
+ratios.
 """
 
 from __future__ import annotations
@@ -32,8 +41,9 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from jaxear.data.images import to_square
-from jaxear.data.sources import load_records
+from jaxear.data.images import DRAFT_GAP, to_square
+from jaxear.data.records import Record
+from jaxear.data.sources import data_root, load_records
 from jaxear.data.store import Settings, open_store, prepare_store
 
 SIZE = (160, 200)
@@ -158,43 +168,69 @@ def check(
     return {"kept": dict(kept), "refused": dict(refused), "reasons": reasons, "wrong": wrong}
 
 
-def decode_all(paths: list[Path], workers: int, resize: bool) -> None:
+def decode_all(paths: list[Path], workers: int, *, draft: bool, resize: bool) -> None:
     """The least that can be done with Pillow, in threads."""
 
-    def decode(path: Path) -> None:
-        with Image.open(path) as image:
-            picture = image.convert("RGB")
+    def decode(some: list[Path]) -> None:
+        for path in some:
+            with Image.open(path) as image:
+                if draft:
+                    image.draft(None, (DRAFT_GAP * SIDE, DRAFT_GAP * SIDE))
+                image.load()
+                picture = image.convert("RGB")
             if resize:
-                size = (round(SIDE * SIZE[0] / SIZE[1]), SIDE)
+                scale = SIDE / max(picture.size)
+                size = round(scale * picture.width), round(scale * picture.height)
                 np.asarray(picture.resize(size, Image.Resampling.BICUBIC))
 
     with ThreadPoolExecutor(workers) as pool:
-        list(pool.map(decode, paths))
+        list(pool.map(decode, [paths[i : i + 16] for i in range(0, len(paths), 16)]))
 
 
-def compare(folder: Path, n: int, workers: int, turns: int) -> dict[str, float]:
-    """Images per second, the median of some turns, of preparing, of decoding, and of decoding and
-    resizing; and the share that the first has of the others."""
-    records = [r for r in load_records(folder) if int(r.path.stem) % 100][:n]
+LOOPS = {
+    "decode": {"draft": False, "resize": False},
+    "draft": {"draft": True, "resize": False},
+    "decode_resize": {"draft": False, "resize": True},
+}
+
+
+def compare(folder: Path, records: list[Record], workers: int, turns: int) -> dict[str, float]:
+    """Images per second of preparing and of each loop, and the first's share of the others: of
+    wall-clock time, and (`cpu_share_of_...`) of the processor time of all threads, which says more
+    on a machine that others use as well."""
     paths = [record.path for record in records]
-    rates: dict[str, list[float]] = {"prepare": [], "decode": [], "decode_resize": []}
-    for _ in range(turns):
+    works: dict[str, Callable[[str], Any]] = {
+        "prepare": lambda to: prepare_store(to, records, folder, Settings(SIDE), workers=workers)
+    }
+    for name, options in LOOPS.items():
+        works[name] = lambda to, options=options: decode_all(paths, workers, **options)
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in works}
+    for turn in range(turns + 1):
         with tempfile.TemporaryDirectory() as cache:
-            for name, work in {
-                "decode": lambda: decode_all(paths, workers, resize=False),
-                "decode_resize": lambda: decode_all(paths, workers, resize=True),
-                "prepare": lambda to=cache: prepare_store(
-                    to, records, folder, Settings(SIDE), workers=workers
-                ),
-            }.items():
-                start = time.perf_counter()
-                work()
-                rates[name].append(len(paths) / (time.perf_counter() - start))
-    medians = {name: statistics.median(values) for name, values in rates.items()}
-    for name in ("decode", "decode_resize"):
-        shares = [p / d for p, d in zip(rates["prepare"], rates[name], strict=True)]
-        medians[f"share_of_{name}"] = statistics.median(shares)
-    return medians
+            for name, work in works.items():
+                start = time.perf_counter(), time.process_time()
+                work(cache)
+                if turn:  # the first fills the disk's cache
+                    end = time.perf_counter(), time.process_time()
+                    seconds[name].append((end[0] - start[0], end[1] - start[1]))
+    result = {
+        name: len(paths) / statistics.median(wall for wall, _ in values)
+        for name, values in seconds.items()
+    }
+    for name in LOOPS:
+        pairs = list(zip(seconds[name], seconds["prepare"], strict=True))
+        for i, share in enumerate(("share_of", "cpu_share_of")):
+            result[f"{share}_{name}"] = statistics.median(a[i] / b[i] for a, b in pairs)
+    return result
+
+
+def show_speed(result: dict[str, Any]) -> str:
+    loops = "; ".join(
+        f"{name} {result[name]:.0f} (share {result[f'share_of_{name}']:.2f}, of processor time "
+        f"{result[f'cpu_share_of_{name}']:.2f})"
+        for name in LOOPS
+    )
+    return f"images/s: prepare {result['prepare']:.0f}; {loops}"
 
 
 def main() -> None:
@@ -202,9 +238,16 @@ def main() -> None:
     parser.add_argument("--files", type=int, default=2000, help="how many files (default 2000)")
     parser.add_argument("--scale", type=int, default=1, help="pictures so many times as wide")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="threads")
+    parser.add_argument("--compared", type=int, default=1000, help="files that are timed")
     parser.add_argument("--turns", type=int, default=5, help="times that each of both is timed")
+    parser.add_argument("--data", help="only time the photographs in this folder")
     parser.add_argument("--out", type=Path, help="JSON file for the figures")
     options = parser.parse_args()
+    if options.data:
+        records = load_records(options.data)
+        result = compare(data_root(options.data), records, options.workers, options.turns)
+        finish(options, result, show_speed(result))
+        return
     with tempfile.TemporaryDirectory() as temporary:
         folder, cache = Path(temporary, "photographs"), Path(temporary, "prepared")
         folder.mkdir()
@@ -220,24 +263,28 @@ def main() -> None:
             "seconds": time.perf_counter() - start,
             "peak_mb": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024,
         }
-        result |= compare(folder, 1000, options.workers, options.turns)
+        plain = [r for r in load_records(folder) if int(r.path.stem) % 100]
+        result |= compare(folder, plain[: options.compared], options.workers, options.turns)
         result |= check(cache, folder, files, options.scale)
     table = Table("kind", "kept", "refused", "reason")
     for kind in ("plain", *ODD, *BAD):
         counts = (str(result[what].get(kind, 0)) for what in ("kept", "refused"))
         table.add_row(kind, *counts, result["reasons"].get(kind, ""))
-    console = Console()
-    console.print(table)
-    console.print(
+    Console().print(table)
+    finish(
+        options,
+        result,
         f"{result['seconds']:.1f} s and {result['peak_mb']:.0f} MB at most, with Python's start; "
-        f"{result['prepare']:.0f} images/s prepared, {result['decode']:.0f} decoded "
-        f"(share {result['share_of_decode']:.2f}), {result['decode_resize']:.0f} decoded and "
-        f"resized (share {result['share_of_decode_resize']:.2f})"
+        + show_speed(result),
     )
-    if options.out:
-        options.out.write_text(json.dumps(result, indent=1))
     if result["wrong"]:
         sys.exit("\n".join(result["wrong"][:20]))
+
+
+def finish(options: argparse.Namespace, result: dict[str, Any], summary: str) -> None:
+    print(summary)
+    if options.out:
+        options.out.write_text(json.dumps(result, indent=1))
 
 
 if __name__ == "__main__":

@@ -10,9 +10,8 @@ from typing import Literal
 
 from jaxear.command import run_command
 from jaxear.data.dataset import from_store
-from jaxear.data.pipeline import data_root
 from jaxear.data.progress import reading_bar
-from jaxear.data.sources import load_records
+from jaxear.data.sources import data_root, load_records
 from jaxear.data.store import PIXELS, Settings, prepare_store
 from jaxear.errors import UserError
 from jaxear.options import Parser

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import importlib
+import io
 import math
+import stat
 import struct
+from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+import simplejpeg
 from PIL import Image
 
 from jaxear.data.records import Box, Record
 from jaxear.errors import UserError
+
+try:
+    # Pillow's kernels with vector instructions. It has no wheels for Linux on ARM.
+    vectorised: Any = importlib.import_module("cykooz_resizer")
+except ImportError:
+    vectorised = None
 
 Fit = Literal["pad", "stretch", "crop"]
 
@@ -23,6 +34,9 @@ _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000")
 MIN_SIDE = 8
 
 MAX_PIXELS = 64_000_000
+
+# Files are read as a whole; none of MAX_PIXELS pixels need be larger.
+MAX_BYTES = 4 * MAX_PIXELS
 
 # JPEGs are decoded at no less than so many times the size that is wanted.
 DRAFT_GAP = 3
@@ -58,10 +72,34 @@ class ImageError(UserError):
         self.path = path
 
 
+def read_file(path: str | Path) -> bytes:
+    """What a file of at most `MAX_BYTES` holds; raises `ImageError` where that cannot be read."""
+    path = Path(path)
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise ImageError("there is no such file", path)
+        if status.st_size == 0:
+            raise ImageError("the file is empty", path)
+        if status.st_size > MAX_BYTES:
+            raise ImageError(
+                f"{status.st_size / 1e6:.0f} megabytes, over the limit of {MAX_BYTES / 1e6:g}", path
+            )
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise ImageError("there is no such file", path) from None
+    except OSError as error:
+        raise ImageError(error.strerror or _first_line(error), path) from None
+
+
 def decode(
-    path: str | Path, *, max_pixels: int = MAX_PIXELS, enough: int | None = None
+    path: str | Path,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    enough: int | None = None,
+    content: bytes | None = None,
 ) -> np.ndarray:
-    """The picture in a file, upright, as uint8 RGB [H, W, 3].
+    """The picture in a file, upright, as uint8 RGB [H, W, 3]; not to be written to.
 
     Reads JPEG, PNG, BMP, GIF, TIFF, WebP, PPM and JPEG 2000; of an animation or several pages, the
     first. EXIF orientation is applied; colour profiles are not. 16-bit grey is scaled to 8 bits;
@@ -69,18 +107,20 @@ def decode(
     strong as white or black would.
 
     With `enough` pixels a side, a JPEG that is larger is decoded at 1/2, 1/4 or 1/8 of its size if
-    both of its sides then still are at least that long: several times as fast.
+    both of its sides then still are at least that long: several times as fast. `content` is what
+    `read_file` gave, where the file has been read already.
 
     Raises `ImageError` for anything that is no whole picture of at most `max_pixels` pixels; the
     size is known from the header, before anything is decoded.
     """
     path = Path(path)
+    if content is None:
+        content = read_file(path)
+    picture = _decode_plain_jpeg(content, max_pixels, enough)
+    if picture is not None:
+        return picture
     try:
-        if not path.is_file():
-            raise ImageError("there is no such file")
-        if path.stat().st_size == 0:
-            raise ImageError("the file is empty")
-        with Image.open(path, formats=_FORMATS) as image:
+        with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
             width, height = image.size
             if width * height > max_pixels:
                 raise ImageError(
@@ -101,6 +141,32 @@ def decode(
         raise ImageError(error.strerror or _first_line(error), path) from None
     except _DECODER_ERRORS as error:
         raise ImageError(f"damaged ({_first_line(error)})", path) from None
+
+
+def _decode_plain_jpeg(content: bytes, max_pixels: int, enough: int | None) -> np.ndarray | None:
+    """The pixels that Pillow gives, in half the time; None where there is more to it than that.
+
+    Pillow has to turn the picture, convert its colours, decode it smaller, or say what is wrong.
+    """
+    # 0xFFE1 begins EXIF and XMP, which may tell the orientation; it is never in a JPEG's pixels.
+    if not content.startswith(b"\xff\xd8\xff") or b"\xff\xe1" in content:
+        return None
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(content)
+        height, width = int(height), int(width)
+        smaller = enough is not None and min(height, width) // enough >= 2
+        if colours not in ("YCbCr", "Gray") or height * width > max_pixels or smaller:
+            return None
+        if colours == "YCbCr":
+            return simplejpeg.decode_jpeg(content, "RGB")
+        return _three(simplejpeg.decode_jpeg(content, "GRAY"))
+    except ValueError:
+        return None
+
+
+def _three(grey: np.ndarray) -> np.ndarray:
+    """[H, W, 1] as [H, W, 3], with one plane in memory that `_resize` knows by its strides."""
+    return np.broadcast_to(grey, (*grey.shape[:2], 3))
 
 
 # What Pillow's decoders raise, beside OSError, on files that are not as their format says.
@@ -128,14 +194,16 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
         grey = np.asarray(image).astype(np.int64)
         if grey.min() < 0 or grey.max() > 65535:
             raise ImageError("32-bit pixels of unknown range; convert it to 8 or 16 bits")
-        return np.repeat(((grey + 128) // 257).astype(np.uint8)[..., None], 3, axis=2)
+        return _three(((grey + 128) // 257).astype(np.uint8)[..., None])
     if image.mode == "F":
         raise ImageError("floating-point pixels of unknown range; convert it to 8 or 16 bits")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         ground = Image.new("RGBA", image.size, (_GREY, _GREY, _GREY, 255))
         image = Image.alpha_composite(ground, image)
-    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+    if image.mode == "L":
+        return _three(np.asarray(image)[..., None])
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def crop_box(image: np.ndarray, box: Box, margin: float = 0.0) -> np.ndarray:
@@ -186,17 +254,56 @@ def to_square(image: np.ndarray, size: int, mode: Fit = "pad") -> np.ndarray:
         scale = size / max(height, width)
         new_height, new_width = max(1, round(height * scale)), max(1, round(width * scale))
         top, left = (size - new_height) // 2, (size - new_width) // 2
-        square = Image.new("RGB", (size, size), PAD_COLOUR)
-        square.paste(_resize(image, new_width, new_height), (left, top))
-        return np.array(square)
+        square = _padding(size).copy()
+        inside = square[top : top + new_height, left : left + new_width]
+        resized = _resize(image, new_width, new_height)
+        if resized.strides[2]:
+            inside[:] = resized
+        else:  # grey: several times as fast than all at once
+            for channel in range(3):
+                inside[..., channel] = resized[..., 0]
+        return square
     raise UserError(f"unknown fit {mode!r}; known are pad, stretch, crop")
 
 
-def _resize(image: np.ndarray, width: int, height: int) -> Image.Image:
-    # reducing_gap: halve a much larger photograph by box averages first, several times as fast.
-    return Image.fromarray(np.ascontiguousarray(image)).resize(
-        (width, height), Image.Resampling.BICUBIC, reducing_gap=3.0
-    )
+@lru_cache(maxsize=1)
+def _padding(size: int) -> np.ndarray:
+    return np.full((size, size, 3), PAD_COLOUR, np.uint8)
+
+
+# What is shrunk more than this is first halved, or thirded, ..., by box averages.
+_REDUCING_GAP = 3.0
+
+
+@lru_cache(maxsize=1)
+def _bicubic() -> Any:
+    kernel = vectorised.ResizeAlg.convolution(vectorised.FilterType.catmull_rom)
+    return vectorised.ResizeOptions(resize_alg=kernel)
+
+
+def _resize(image: np.ndarray, width: int, height: int) -> np.ndarray:
+    """`image` [H, W, 3] as [height, width, 3], with Pillow's BICUBIC; on photographs within 1 of it
+    where it is done by `vectorised`, in a sixth of the time.
+    """
+    grey = image.strides[2] == 0
+    pixels = np.ascontiguousarray(image[..., 0] if grey else image)
+    old_height, old_width = image.shape[:2]
+    much_smaller = max(old_height / height, old_width / width) >= 2 * _REDUCING_GAP
+    if vectorised is None or much_smaller:
+        old = Image.fromarray(pixels)
+        new = old.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=_REDUCING_GAP)
+        resized = np.asarray(new)
+    else:
+        pixel = vectorised.PixelType.U8 if grey else vectorised.PixelType.U8x3
+        old = vectorised.ImageData(old_width, old_height, pixel, pixels.tobytes())
+        narrow = vectorised.ImageData(width, old_height, pixel)
+        new = vectorised.ImageData(width, height, pixel)
+        # In two steps, as it would take the columns first, and both it and Pillow round in between.
+        resizer = vectorised.Resizer()
+        resizer.resize(old, narrow, _bicubic())
+        resizer.resize(narrow, new, _bicubic())
+        resized = np.frombuffer(new.get_buffer(), np.uint8)
+    return _three(resized.reshape(height, width, 1)) if grey else resized.reshape(height, width, 3)
 
 
 def mirror(image: np.ndarray) -> np.ndarray:
@@ -212,16 +319,18 @@ def prepare_image(
     margin: float = 0.0,
     mirror_left: bool = False,
     max_pixels: int = MAX_PIXELS,
+    content: bytes | None = None,
 ) -> np.ndarray:
     """The ear of one record as the models see it, uint8 RGB [image_size, image_size, 3].
 
     Decoded (`decode`), cut to its box with `margin` (`crop_box`), made square (`to_square`) and,
-    where `mirror_left` and the record is a left ear, mirrored into a right one. Raises `ImageError`
-    with the path and the reason.
+    where `mirror_left` and the record is a left ear, mirrored into a right one. `content` is what
+    the record's file holds, where it has been read already. Raises `ImageError` with the path and
+    the reason.
     """
     # A box is in the pixels of the whole picture.
     enough = DRAFT_GAP * image_size if record.box is None else None
-    image = decode(record.path, max_pixels=max_pixels, enough=enough)
+    image = decode(record.path, max_pixels=max_pixels, enough=enough, content=content)
     try:
         if record.box is not None:
             image = crop_box(image, record.box, margin)

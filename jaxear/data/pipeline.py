@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Iterator
 from functools import lru_cache
@@ -19,7 +18,7 @@ from jaxear.config import DataConfig
 from jaxear.data.dataset import EarImages, from_store, load_images
 from jaxear.data.progress import reading_bar
 from jaxear.data.records import Record
-from jaxear.data.sources import load_records
+from jaxear.data.sources import data_root, load_records
 from jaxear.data.splits import split_by_subject
 from jaxear.data.store import (
     FORMAT,
@@ -113,12 +112,6 @@ def cache_folder(config: DataConfig) -> Path:
     key = [FORMAT, str(data), config.layout, dataclasses.asdict(settings_of(config))]
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
     return Path(config.cache_dir).expanduser() / f"{data.stem}-{digest}"
-
-
-def data_root(data: str | Path) -> Path:
-    """The folder that the paths of a data set are noted relative to."""
-    path = Path(data)
-    return Path(os.path.abspath(path)) if path.is_dir() else path.resolve().parent
 
 
 def demo_records(config: DataConfig) -> list[Record]:

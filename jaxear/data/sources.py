@@ -74,6 +74,12 @@ def load_records(
     return sort_records(records)
 
 
+def data_root(data: str | Path) -> Path:
+    """The folder that the paths of a data set are noted relative to."""
+    path = Path(data)
+    return Path(os.path.abspath(path)) if path.is_dir() else path.resolve().parent
+
+
 def _load_folder(folder: Path, layout: str, root: str | Path | None) -> list[Record]:
     if root is not None:
         raise UserError(f"root goes with a list of images, and {folder} is a folder")
@@ -83,13 +89,15 @@ def _load_folder(folder: Path, layout: str, root: str | Path | None) -> list[Rec
             f"no images in {folder}; looked in it and its sub-folders for {_formats()}, "
             f"named as in\n{_known_layouts(lists=False)}"
         )
+    tails = [_tail(image) for image in images]
     if layout == "auto":
-        layout = _recognise_folder(folder, images)
+        layout = _recognise_folder(folder, tails)
     if LAYOUTS[layout].is_list:
         raise UserError(
             f"{folder} is a folder; layout {layout!r} needs the path of the file itself"
         )
-    files = [image for image in images if LAYOUTS[layout].recognise(_tail(image))]
+    recognised = map(LAYOUTS[layout].recognise, tails)
+    files = [image for image, known in zip(images, recognised, strict=True) if known]
     if not files:
         raise UserError(
             f"none of the {len(images)} images in {folder} is named like layout {layout!r} "
@@ -113,27 +121,26 @@ def _load_list(file: Path, layout: str, root: str | Path | None) -> list[Record]
         layout = names[0]
     if not LAYOUTS[layout].is_list:
         raise UserError(f"{file} is a file; layout {layout!r} needs a folder")
-    data_root = file.parent if root is None else Path(root)
-    if not data_root.is_dir():
-        raise UserError(f"the data root {data_root} is not a folder")
-    return LAYOUTS[layout].read([file], data_root)
+    folder = file.parent if root is None else Path(root)
+    if not folder.is_dir():
+        raise UserError(f"the data root {folder} is not a folder")
+    return LAYOUTS[layout].read([file], folder)
 
 
-def _recognise_folder(folder: Path, images: list[Path]) -> str:
-    tails = [_tail(image) for image in images]
+def _recognise_folder(folder: Path, tails: list[PurePath]) -> str:
     counts = {
         name: sum(map(entry.recognise, tails))
         for name, entry in LAYOUTS.items()
         if not entry.is_list and name != "folder"
     }
     best = max(counts, key=lambda name: counts[name])
-    if counts[best] * 2 > len(images):
+    if counts[best] * 2 > len(tails):
         return best
     if counts[best]:
         logger.warning(
             "%s: only %d of %d images are named like %s, so it is read as a plain folder; "
             "layout=%r reads those alone",
-            folder, counts[best], len(images), best, best,
+            folder, counts[best], len(tails), best, best,
         )  # fmt: skip
     return "folder"
 
@@ -146,13 +153,14 @@ def _find_images(folder: Path) -> Iterator[Path]:
         # __MACOSX and ._* are what macOS adds to archives: not pictures, whatever their suffix.
         subfolders[:] = [name for name in subfolders if not name.startswith((".", "__MACOSX"))]
         for name in names:
-            if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES:
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
                 yield Path(directory, name)
 
 
 def _tail(image: Path) -> PurePath:
     """The image's name after that of the folder that it lies in."""
-    return PurePath(*PurePath(os.path.abspath(image)).parts[-2:])
+    folder, name = os.path.split(os.path.abspath(image))
+    return PurePath(os.path.basename(folder), name)
 
 
 def _formats() -> str:

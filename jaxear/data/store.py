@@ -19,7 +19,9 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,7 +31,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from jaxear.data.images import Fit, ImageError, prepare_image
+from jaxear.data.images import Fit, ImageError, prepare_image, read_file
 from jaxear.data.records import Record
 from jaxear.errors import UserError
 
@@ -39,8 +41,12 @@ FORMAT = "jaxear-images-1"
 PIXELS, MANIFEST, JOURNAL, LOCK = "images.u8", "manifest.json", "journal.jsonl", ".lock"
 _OURS = {PIXELS, MANIFEST, JOURNAL, LOCK, f"{MANIFEST}.tmp"}
 
-# So many bytes of pictures are decoded before they are written and entered in the journal.
-_CHUNK_BYTES = 2**24
+# After so many bytes of pictures, or seconds, they are entered in the journal. Four times as many
+# bytes may be decoded ahead, so that nobody waits for the disk.
+_CHUNK_BYTES, _CHUNK_SECONDS = 2**24, 2.0
+
+# So many pictures are one task of a thread: handing it over takes as long as a tenth of a picture.
+_TASK = 16
 
 Entry = dict[str, Any]  # a line of the manifest
 
@@ -54,14 +60,17 @@ class Settings:
     box_margin: float = 0.0
     mirror_left: bool = True
 
-    def prepare(self, record: Record) -> np.ndarray:
-        """The record's picture, uint8 [image_size, image_size, 3]; raises `ImageError`."""
+    def prepare(self, record: Record, content: bytes) -> np.ndarray:
+        """The picture, uint8 [image_size, image_size, 3], of a record whose file holds `content`;
+        raises `ImageError`.
+        """
         return prepare_image(
             record,
             image_size=self.image_size,
             fit=self.fit,
             margin=self.box_margin,
             mirror_left=self.mirror_left,
+            content=content,
         )
 
 
@@ -230,49 +239,73 @@ def _prepare_rows(
 ) -> list[Entry]:
     """The entries with row and sha256, or reason, added; pictures go to rows from `n_rows` on."""
     n_bytes = settings.image_size**2 * 3
-    chunk = max(4 * workers, _CHUNK_BYTES // n_bytes)
+    # Small enough for all threads to have some, where there are few photographs.
+    task = max(1, min(_TASK, _CHUNK_BYTES // n_bytes // 4, len(records) // (4 * workers)))
+    ahead = max(2 * workers, 4 * _CHUNK_BYTES // (task * n_bytes))
     done: list[Entry] = []
     _mend_journal(folder / JOURNAL)
     pool = ThreadPoolExecutor(workers)
-    decode = partial(_try, settings)
     with (folder / PIXELS).open("ab") as pixels, (folder / JOURNAL).open("ab") as journal:
         # What a program that was killed had written but not entered.
         pixels.truncate(n_rows * n_bytes)
         if not (folder / JOURNAL).stat().st_size:
             _append(journal, [head])
+        n_entered, last = 0, time.monotonic()
         try:
             report(0, len(records))
-            ahead = pool.map(decode, records[:chunk])
-            for start in range(0, len(records), chunk):
-                end = start + chunk
-                # The next part is being decoded while this one is written.
-                results, ahead = ahead, pool.map(decode, records[end : end + chunk])
-                new = []
-                for entry, (picture, told) in zip(entries[start:end], results, strict=True):
-                    if picture is None:
-                        new.append(entry | {"reason": told})
-                    else:
-                        pixels.write(picture.tobytes())
-                        new.append(entry | {"sha256": told, "row": n_rows})
+            tasks = (records[i : i + task] for i in range(0, len(records), task))
+            results = _in_order(pool, partial(_prepare_some, settings), tasks, ahead)
+            for pictures, found in results:
+                pixels.write(pictures.data)
+                for found_of_one in found:
+                    entry = entries[len(done)] | found_of_one
+                    if "reason" not in entry:
+                        entry["row"] = n_rows
                         n_rows += 1
-                    report(len(done) + len(new), len(records))
-                _to_disk(pixels)  # before the journal says that they are there
-                _append(journal, new)
-                done += new
+                    done.append(entry)
+                report(len(done), len(records))
+                n_new = len(done) - n_entered
+                if (
+                    n_new * n_bytes >= _CHUNK_BYTES
+                    or time.monotonic() - last > _CHUNK_SECONDS
+                    or len(done) == len(records)
+                ):
+                    _to_disk(pixels)  # before the journal says that they are there
+                    _append(journal, done[n_entered:])
+                    n_entered, last = len(done), time.monotonic()
         finally:
             pool.shutdown(cancel_futures=True)
     return done
 
 
-def _try(settings: Settings, record: Record) -> tuple[np.ndarray | None, str]:
-    """The picture and its file's sha256, or None and the reason why there is none."""
-    try:
-        picture = settings.prepare(record)
-        return picture, hashlib.sha256(record.path.read_bytes()).hexdigest()
-    except ImageError as error:
-        return None, error.reason
-    except OSError as error:  # it went away after it was decoded
-        return None, error.strerror or str(error)
+def _in_order(
+    pool: ThreadPoolExecutor, do: Callable[[Any], Any], tasks: Iterable[Any], ahead: int
+) -> Iterator[Any]:
+    """The results of `do` in the order of `tasks`, of which at most `ahead` are begun early."""
+    begun = deque()
+    for task in tasks:
+        begun.append(pool.submit(do, task))
+        if len(begun) > ahead:
+            yield begun.popleft().result()
+    while begun:
+        yield begun.popleft().result()
+
+
+def _prepare_some(settings: Settings, records: list[Record]) -> tuple[np.ndarray, list[Entry]]:
+    """The pictures that there are, and for each record its file's sha256, or why there is none."""
+    side = settings.image_size
+    pictures = np.empty((len(records), side, side, 3), np.uint8)
+    n, found = 0, []
+    for record in records:
+        try:
+            content = read_file(record.path)
+            pictures[n] = settings.prepare(record, content)
+        except ImageError as error:
+            found.append({"reason": error.reason})
+        else:
+            found.append({"sha256": hashlib.sha256(content).hexdigest()})
+            n += 1
+    return pictures[:n], found
 
 
 # Entries
@@ -388,7 +421,7 @@ def _mend_journal(path: Path) -> None:
 def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     temporary = folder / f"{MANIFEST}.tmp"
     with temporary.open("wb") as file:
-        file.write(json.dumps(manifest, indent=0).encode())
+        file.write(json.dumps(manifest).encode())
         _to_disk(file)
     temporary.replace(folder / MANIFEST)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import struct
 import warnings
 import zlib
@@ -169,7 +170,63 @@ def test_one_pixel_is_a_picture(tmp_path):
     np.testing.assert_array_equal(decode(path), [[[1, 2, 3]]])
 
 
+# The shorter ways
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("options", [{"subsampling": 0}, {"subsampling": 2}, {"progressive": True}])
+def test_a_plain_jpeg_is_decoded_without_pillow_to_the_same_pixels(
+    tmp_path, mode, options, monkeypatch
+):
+    noise = np.random.default_rng(0).integers(0, 256, (67, 45, 3), np.uint8)
+    path = tmp_path / "x.jpg"
+    Image.fromarray(noise).convert(mode).save(path, quality=80, **options)
+    with Image.open(path) as image:
+        expected = np.asarray(image.convert("RGB"))
+    monkeypatch.setattr(images.Image, "open", None)
+    np.testing.assert_array_equal(decode(path, enough=30), expected)
+
+
+def test_xmp_orientation_is_applied_to_jpeg(tmp_path):
+    xmp = b'<rdf:Description tiff:Orientation="3"/>'
+    path = tmp_path / "x.jpg"
+    Image.fromarray(corner_picture()[::-1, ::-1]).save(path, xmp=xmp, quality=95, subsampling=0)
+    assert (
+        np.abs(decode(path)[10::20, 15::30].astype(int) - corner_picture()[10::20, 15::30]).max()
+        < 9
+    )
+
+
+@pytest.mark.skipif(images.vectorised is None, reason="it has no wheels for this machine")
+@pytest.mark.parametrize("shape", [(200, 160), (97, 300), (40, 30), (300, 128)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_resizing_is_pillows(shape, channels, monkeypatch):
+    # Not up to the limits of uint8, as there the order of rows and columns tells.
+    noise = np.random.default_rng(0).integers(60, 196, (*shape, channels), np.uint8)
+    image = images._three(noise) if channels == 1 else noise
+    fast = {mode: to_square(image, 128, mode) for mode in ("pad", "stretch", "crop")}
+    monkeypatch.setattr(images, "vectorised", None)
+    for mode, found in fast.items():
+        expected = to_square(np.ascontiguousarray(image), 128, mode)
+        assert found.shape == expected.shape == (128, 128, 3)
+        assert np.abs(found.astype(int) - expected).max() <= 2
+        assert np.abs(found.astype(int) - expected).mean() < 0.3
+        np.testing.assert_array_equal(to_square(image, 128, mode), expected)
+
+
 # Files that are no picture, or not a whole one
+
+
+def test_a_file_that_is_too_large_is_not_read(tmp_path):
+    path = tmp_path / "x.bmp"
+    with path.open("wb") as file:
+        file.truncate(images.MAX_BYTES + 1)
+    assert reason(path) == "256 megabytes, over the limit of 256"
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "x.jpg")
+    assert reason(tmp_path / "x.jpg") == "there is no such file"
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "bmp", "tif", "gif", "webp", "ppm", "jp2"])

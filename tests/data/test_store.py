@@ -7,7 +7,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from PIL import Image
 from jaxear import cli
 from jaxear.config import DataConfig
 from jaxear.data import load_records, prepare_image, store
+from jaxear.data.images import read_file
 from jaxear.data.pipeline import cache_folder, load_split
 from jaxear.data.store import Settings, is_store, open_store, prepare_store
 from jaxear.errors import UserError
@@ -46,14 +49,14 @@ def grey(prepared: store.Store, i: int) -> int:
 
 @pytest.fixture
 def decoded(monkeypatch):
-    """The names of the folders of the files that are decoded, as they are."""
+    """The names of the folders of the files that are read to be decoded, as they are."""
     names: list[str] = []
 
-    def spy(record, **settings):
-        names.append(record.path.parent.name)
-        return prepare_image(record, **settings)
+    def spy(path):
+        names.append(path.parent.name)
+        return read_file(path)
 
-    monkeypatch.setattr(store, "prepare_image", spy)
+    monkeypatch.setattr(store, "read_file", spy)
     return names
 
 
@@ -177,6 +180,49 @@ def test_what_cannot_be_used_is_listed_with_its_reason(photos, tmp_path):
     config = DataConfig(str(tmp_path / "c"), image_size=16, max_bad=0.3)
     with pytest.raises(UserError, match="4 of 12 images"):
         load_split(config, "all")
+
+
+def test_neither_threads_nor_tasks_change_a_store(photos, tmp_path, monkeypatch):
+    for i in (0, 1, 4, 11):
+        (photos / f"{i:03}" / "a.png").write_bytes(b"damaged")
+    once: dict[str, bytes] | None = None
+    for workers, task, chunk in ((1, 16, 2**24), (3, 2, 2**24), (4, 1, 1), (1, 5, 16 * 16 * 3 * 7)):
+        monkeypatch.setattr(store, "_TASK", task)
+        monkeypatch.setattr(store, "_CHUNK_BYTES", chunk)
+        cache = tmp_path / f"{workers}-{task}"
+        seen: list[tuple[int, int]] = []
+        prepare(photos, cache, workers=workers, report=lambda *done, seen=seen: seen.append(done))
+        assert seen[0] == (0, N)
+        assert seen[-1] == (N, N)
+        assert seen == sorted(seen)
+        once = once or tree(cache)
+        assert tree(cache) == once
+
+
+def test_all_threads_have_some_of_a_few_photographs(photos, tmp_path, monkeypatch):
+    both = threading.Barrier(2, timeout=30)  # which breaks where one thread reads two files alone
+
+    def meet(path):
+        both.wait()
+        return read_file(path)
+
+    monkeypatch.setattr(store, "read_file", meet)
+    assert all(isinstance(row, int) for row in prepare(photos, tmp_path / "c", workers=2).found)
+
+
+def test_no_more_is_begun_than_may_be_kept_in_memory():
+    begun: list[int] = []
+    with ThreadPoolExecutor(4) as pool:
+        results = store._in_order(pool, lambda i: begun.append(i) or i, iter(range(20)), 3)
+        for i in range(20):
+            assert next(results) == i
+            assert len(begun) <= i + 4
+    assert sorted(begun) == list(range(20))
+
+
+def test_the_command_does_not_wait_for_jax():
+    code = "import sys, jaxear.data.__main__; sys.exit({'jax', 'grain'} & {*sys.modules} or 0)"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 SLOW = """
