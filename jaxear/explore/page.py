@@ -18,7 +18,8 @@ from jaxear.explore.session import REACH, STEP, Ear, Explorer
 CSS = Path(__file__).with_name("page.css")
 FIRST = 8  # sliders in sight
 
-# The picture is exchanged in place: an <img> that is made anew for each would flicker.
+# The picture is exchanged in place: an <img> that is made anew for each would flicker. "submit"
+# says that it has come to rest: what follows then does not hold up a slider that is being dragged.
 _EAR_TEMPLATE = '<img alt="" decoding="sync"><p role="status"></p>'
 _EAR_SCRIPT = """
 const show = () => {
@@ -28,7 +29,12 @@ const show = () => {
   if (caption.textContent !== name) { caption.textContent = name; image.alt = name; }
 };
 show();
-watch("value", show);
+let timer;
+watch("value", () => {
+  show();
+  clearTimeout(timer);
+  timer = setTimeout(() => trigger("submit"), 150);
+});
 """
 _NEIGHBOURS_SCRIPT = """
 element.addEventListener("click", event => {
@@ -66,8 +72,8 @@ def build(explorer: Explorer) -> gr.Blocks:
         gr.HTML(_headline(explorer), elem_id="head", js_on_load=None)
         with gr.Row(elem_id="columns"):
             with gr.Column(elem_id="left"):
-                gr.HTML("<h2>Start from</h2>", js_on_load=None)
-                with gr.Row():
+                _heading("Start from")
+                with gr.Row(elem_classes="pair"):
                     to_mean = gr.Button("Mean ear", size="sm", elem_id="to-mean")
                     to_random = gr.Button("Random ear", size="sm", elem_id="to-random")
                 known = gr.Dropdown(
@@ -78,58 +84,57 @@ def build(explorer: Explorer) -> gr.Blocks:
                     elem_id="known",
                 )
                 upload = gr.UploadButton(
-                    "Upload a photograph", size="sm", file_types=None, elem_id="upload"
+                    "Upload a photograph", size="sm", file_types=["image"], elem_id="upload"
                 )
-                left_ear = gr.Checkbox(label="It shows a left ear", elem_id="left-ear")
+                left_ear = gr.Checkbox(
+                    label="It shows a left ear", elem_id="left-ear", container=False
+                )
                 message = gr.HTML("", elem_id="message", js_on_load=None)
-                photo = gr.HTML("", elem_id="photo", js_on_load=None)
-                gr.HTML("<h2>Morph</h2>", js_on_load=None)
+                _heading("Morph")
                 ends = gr.HTML(
                     _ends(explorer, first.value, second.value), elem_id="ends", js_on_load=None
                 )
-                with gr.Row():
+                with gr.Row(elem_classes="pair"):
                     set_first = gr.Button("This ear as A", size="sm", elem_id="set-a")
                     set_second = gr.Button("This ear as B", size="sm", elem_id="set-b")
-                morph = gr.Slider(
-                    0, 1, 0, step=0.01, label="From A to B", elem_id="morph", elem_classes="slider"
-                )
-                gr.HTML("<h2>Save</h2>", js_on_load=None)
+                morph = _slider("From A to B", 0, 1, 0.01, elem_id="morph")
+                _heading("Save")
+                save_png = gr.Button("Picture (PNG)", size="sm", elem_id="save-png")
                 animation = gr.Dropdown(
-                    ["Morph from A to B and back", *(f"{label}, end to end" for label in labels)],
+                    ["A to B and back", *(f"{label}, end to end" for label in labels)],
                     type="index",
-                    value="Morph from A to B and back",
+                    value="A to B and back",
                     label="Animation",
                     elem_id="animation",
                 )
-                with gr.Row():
-                    save_png = gr.Button("Save picture (PNG)", size="sm", elem_id="save-png")
-                    save_gif = gr.Button("Save animation (GIF)", size="sm", elem_id="save-gif")
+                save_gif = gr.Button("Animation (GIF)", size="sm", elem_id="save-gif")
                 file = gr.JSON(visible=False)
             with gr.Column(elem_id="middle"):
-                picture = gr.HTML(
-                    _shown(explorer, mean, mean.shown),
-                    html_template=_EAR_TEMPLATE,
-                    js_on_load=_EAR_SCRIPT,
-                    elem_id="ear",
-                )
-                gr.HTML("<h2>Nearest ears of the run</h2>", js_on_load=None)
+                with gr.Row(elem_id="stage"):
+                    photo = gr.HTML("", elem_id="photo", js_on_load=None)
+                    picture = gr.HTML(
+                        _shown(explorer, mean, mean.shown),
+                        html_template=_EAR_TEMPLATE,
+                        js_on_load=_EAR_SCRIPT,
+                        elem_id="ear",
+                    )
+                with gr.Row(elem_id="nearest", visible=bool(explorer.names)):
+                    _heading("Nearest ears of the run")
+                    metric = gr.Radio(
+                        [("Euclid, in SD", "euclidean"), ("cosine", "cosine")],
+                        value="euclidean",
+                        label="Nearest by",
+                        elem_id="metric",
+                        container=False,
+                    )
                 neighbours = gr.HTML("", js_on_load=_NEIGHBOURS_SCRIPT, elem_id="neighbours")
-                metric = gr.Radio(
-                    [("Euclid, in SD", "euclidean"), ("cosine", "cosine")],
-                    value="euclidean",
-                    label="Nearest by",
-                    elem_id="metric",
-                    visible=bool(explorer.names),
-                )
             with gr.Column(elem_id="right"):
-                gr.HTML("<h2>Components, in standard deviations</h2>", js_on_load=None)
-                make = partial(
-                    gr.Slider, -REACH, REACH, 0, step=STEP, elem_classes=["slider", "component"]
-                )
-                sliders = [make(label=label) for label in labels[:FIRST]]
+                _heading("Components, in SD")
+                make = partial(_slider, minimum=-REACH, maximum=REACH, step=STEP, signed=True)
+                sliders = [make(label) for label in labels[:FIRST]]
                 if labels[FIRST:]:
                     with gr.Accordion("More components", open=False, elem_id="more"):
-                        sliders += [make(label=label) for label in labels[FIRST:]]
+                        sliders += [make(label) for label in labels[FIRST:]]
 
         def show(new: Ear) -> dict[Any, Any]:
             """Everything that changes when another ear is started from."""
@@ -192,7 +197,7 @@ def build(explorer: Explorer) -> gr.Blocks:
 
         if explorer.names:
             gr.on(
-                [picture.change, metric.input, page.load],
+                [picture.submit, metric.input, page.load],
                 on_change, [ear, metric, *sliders], neighbours, **live,
             )  # fmt: skip
 
@@ -215,6 +220,19 @@ def build(explorer: Explorer) -> gr.Blocks:
             None, file, None, js=_SAVE_SCRIPT
         )
     return page
+
+
+def _heading(text: str) -> gr.HTML:
+    return gr.HTML(f"<h2>{text}</h2>", js_on_load=None, elem_classes="heading")
+
+
+def _slider(
+    label: str, minimum: float, maximum: float, step: float, *, signed: bool = False, **options: Any
+) -> gr.Slider:
+    classes = ["slider", "component"] if signed else ["slider"]
+    return gr.Slider(
+        minimum, maximum, 0, step=step, label=label, buttons=[], elem_classes=classes, **options
+    )
 
 
 def _headline(explorer: Explorer) -> str:
@@ -245,8 +263,9 @@ def _photo(explorer: Explorer, ear: Ear) -> str:
     if ear.photo is None:
         return ""
     source = data_uri(jpeg(ear.photo), "image/jpeg")
-    text = "The photograph as the model sees it, prepared as the run's own are."
-    return f'<figure><img src="{source}" alt=""><figcaption>{text}</figcaption></figure>'
+    return (
+        f'<img src="{source}" alt="{html.escape(ear.name)}"><p>Photograph, as the model sees it</p>'
+    )
 
 
 def _ends(explorer: Explorer, a: Ear, b: Ear) -> str:

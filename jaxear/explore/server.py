@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import socket
+import threading
 import webbrowser
-from contextlib import suppress
 from typing import Any
 
 import fastapi
@@ -97,5 +97,11 @@ def serve(explorer: Explorer, bound: socket.socket, *, open_browser: bool = True
     logger.info("Open %s in a browser; Ctrl-C ends it.", address)
     if open_browser:
         webbrowser.open(address)  # it waits in the socket's queue until the server takes it
-    with suppress(KeyboardInterrupt):
-        server.run(sockets=[bound])
+    # In a thread, so that Ctrl-C reaches this one: uvicorn would end with a traceback in the log.
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
+    thread.start()
+    try:
+        thread.join()
+    except KeyboardInterrupt:
+        server.should_exit = True
+        thread.join(timeout=5)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import dataclasses
 import logging
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import jax
 import numpy as np
+from flax import nnx
 
 from jaxear.config import DataConfig
 from jaxear.data.dataset import EarImages
@@ -18,7 +21,7 @@ from jaxear.data.records import Record, Side
 from jaxear.eigenears import EigenEars
 from jaxear.errors import UserError
 from jaxear.figures import to_uint8
-from jaxear.inference import decode_codes, encode_images
+from jaxear.inference import encode_images
 from jaxear.model import load_config, load_model
 
 logger = logging.getLogger(__name__)
@@ -92,6 +95,9 @@ class Explorer:
             else encode_images(eigenears.model, ears.images)[0]
         )
         self._scores = self.scores(self._codes)
+        # The decoder alone and taken apart once: at every picture, jaxear.inference would take the
+        # whole model apart and hand all of it over, which costs more than a small decoder does.
+        self._graphdef, self._decoder = nnx.split(eigenears.model.decoder)
 
     @classmethod
     def open(cls, run_dir: str | Path, *, n_ears: int = 1000, progress: bool = True) -> Explorer:
@@ -237,7 +243,8 @@ class Explorer:
 
     def picture(self, code: np.ndarray) -> np.ndarray:
         """Code [d] -> picture, uint8 [S, S, 3]."""
-        return to_uint8(decode_codes(self.eigenears.model, code[None])[0])
+        codes = np.asarray(code, np.float32)[None]
+        return to_uint8(np.asarray(_decode(self._graphdef, self._decoder, codes))[0])
 
     # The run's own ears.
 
@@ -291,6 +298,11 @@ class Explorer:
         """Ear `a` becoming `b` and back: pictures."""
         shares = ease(25)
         return there_and_back([self.picture((1 - t) * a.code + t * b.code) for t in shares])
+
+
+@partial(jax.jit, static_argnums=0)
+def _decode(graphdef: Any, state: Any, codes: np.ndarray) -> jax.Array:
+    return nnx.merge(graphdef, state)(codes)
 
 
 def spread(ears: EarImages, n: int) -> EarImages:
