@@ -12,15 +12,17 @@ import pytest
 from flax import nnx
 
 from jaxear.config import TrainConfig
+from jaxear.data.pipeline import load_split
+from jaxear.eigenears import EigenEars
 from jaxear.explore.session import Explorer
 from jaxear.model import create_vae
 from jaxear.training.checkpoints import Checkpoints
-from jaxear.training.state import Partition, create_state, split_model
+from jaxear.training.state import Partition, Skeleton, create_state, split_model
 from tests.training.tiny import tiny
 
 
-def write_run(config: TrainConfig) -> Path:
-    """The directory of a run with a random model; only what the explorer reads of it."""
+def random_leaves(config: TrainConfig) -> tuple[Skeleton, Partition]:
+    """A model's skeleton, and random arrays for it; nothing has to be compiled for that."""
     rng = np.random.default_rng(0)
 
     def random(leaf: jax.ShapeDtypeStruct) -> jax.Array:
@@ -30,15 +32,20 @@ def write_run(config: TrainConfig) -> Path:
     model = nnx.eval_shape(
         lambda: create_vae(config, config.image_size, rngs=nnx.Rngs(0), load_weights=False)
     )
-    _, abstract = split_model(model)
-    leaves = Partition(*({k: random(v) for k, v in group.items()} for group in abstract))
-    run_dir = config.run_dir
-    run_dir.mkdir(parents=True)
-    config.save(run_dir / "config.yaml")
-    with Checkpoints(run_dir / "checkpoints") as checkpoints:
+    skeleton, abstract = split_model(model)
+    groups = ({name: random(leaf) for name, leaf in group.items()} for group in abstract)
+    return skeleton, Partition(*groups)
+
+
+def write_run(config: TrainConfig) -> Path:
+    """The directory of a run with a random model; only what the explorer reads of it."""
+    _, leaves = random_leaves(config)
+    config.run_dir.mkdir(parents=True)
+    config.save(config.run_dir / "config.yaml")
+    with Checkpoints(config.run_dir / "checkpoints") as checkpoints:
         checkpoints.save(create_state(leaves, optax.sgd(0.0)))
         checkpoints.wait()
-    return run_dir
+    return config.run_dir
 
 
 @pytest.fixture(scope="session")
@@ -63,9 +70,6 @@ def explorer(run) -> Explorer:
 @pytest.fixture(scope="session")
 def few(explorer, run_config) -> Explorer:
     """The same with three components: most of an ear's code is then outside of them."""
-    from jaxear.data.pipeline import load_split
-    from jaxear.eigenears import EigenEars
-
     images = load_split(run_config, "train", progress=False).images
     eigenears = EigenEars.fit(explorer.eigenears.model, images, 3)
     return Explorer(eigenears, run_config, load_split(run_config, "all", progress=False))
