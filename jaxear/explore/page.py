@@ -57,15 +57,15 @@ def build(explorer: Explorer) -> gr.Blocks:
     page = gr.Blocks(title="jaxear explorer", analytics_enabled=False, delete_cache=(600, 600))
     labels = explorer.labels
     mean = explorer.mean()
-    # A picture that no one looks at any more is not worth computing: of the events that arrive
-    # while one is being served, the browser sends the last. One at a time uses all cores already.
-    live: dict[str, Any] = {
-        "trigger_mode": "always_last",
+    # Without Gradio's queue: a request is answered at once, where the queue would take two, and
+    # would sum up all its events in a table after each of them.
+    once: dict[str, Any] = {
+        "queue": False,
         "show_progress": "hidden",
-        "concurrency_limit": 1,
-        "concurrency_id": "decode",
         "api_visibility": "private",
     }
+    # Of the events that come while one is being served, the browser sends the last.
+    live = once | {"trigger_mode": "always_last"}
     with page:
         ear = gr.State(mean)
         first, second = gr.State(mean), gr.State(explorer.from_run(0) if explorer.names else mean)
@@ -147,7 +147,6 @@ def build(explorer: Explorer) -> gr.Blocks:
             }
 
         started = [ear, picture, photo, message, *sliders]
-        once: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 
         def on_upload(path: str, is_left: bool) -> dict[Any, Any]:
             try:
@@ -214,10 +213,10 @@ def build(explorer: Explorer) -> gr.Blocks:
             return {"name": f"{name}.gif", "content": data_uri(gif(frames), "image/gif")}
 
         save_png.click(on_save_png, [ear, *sliders], file, **once).then(
-            None, file, None, js=_SAVE_SCRIPT
+            None, file, None, js=_SAVE_SCRIPT, queue=False
         )
         save_gif.click(on_save_gif, [animation, first, second, ear, *sliders], file, **once).then(
-            None, file, None, js=_SAVE_SCRIPT
+            None, file, None, js=_SAVE_SCRIPT, queue=False
         )
     return page
 

@@ -329,6 +329,8 @@ def moved_name(name: str) -> str:
 
 
 def _name(record: Record) -> str:
+    if not record.path.suffix:  # drawn, not read: "synthetic-000012"
+        return f"synthetic {int(record.path.name.rsplit('-', 1)[1])}"
     # Of a photograph the subject helps, unless it is called after the file.
     stem = record.path.stem
     return stem if record.subject in ("", stem, record.path.name) else f"{record.subject} · {stem}"
