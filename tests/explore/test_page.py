@@ -1,6 +1,8 @@
 """The page in a real browser: one server, one browser, one page, set back before each test."""
 
+import asyncio
 import base64
+import contextlib
 import io
 import shutil
 import statistics
@@ -86,7 +88,11 @@ def address(explorer):
     from jaxear.explore.server import address_of, bind, create_server
 
     bound = bind("127.0.0.1", 0)
-    server = create_server(explorer)
+    # Gradio takes the thread's event loop to build a page, and leaves open the one it had to make.
+    with contextlib.closing(asyncio.new_event_loop()) as loop:
+        asyncio.set_event_loop(loop)
+        server = create_server(explorer)
+        asyncio.set_event_loop(None)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
     thread.start()
     yield address_of(bound)
