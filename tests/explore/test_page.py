@@ -28,6 +28,9 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 if CHROMIUM is None:
     pytest.skip("needs Chromium (apt-get install chromium)", allow_module_level=True)
 
+# Gradio makes an event loop that it never closes.
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+
 # Quiet, and without asking its maker for anything.
 FLAGS = [
     "--headless",
