@@ -65,7 +65,7 @@ def build(explorer: Explorer) -> gr.Blocks:
         "api_visibility": "private",
     }
     # Of the events that come while one is being served, the browser sends the last.
-    live = once | {"trigger_mode": "always_last"}
+    live: dict[str, Any] = once | {"trigger_mode": "always_last"}
     with page:
         ear = gr.State(mean)
         first, second = gr.State(mean), gr.State(explorer.from_run(0) if explorer.names else mean)
@@ -240,7 +240,7 @@ def _headline(explorer: Explorer) -> str:
     where = "fitted just now to the training ears of" if explorer.fitted else "of"
     return (
         f"<h1>Eigenears</h1><p>{explorer.n_components} components {where} {run} explain "
-        f"{total:.0f} % of the variance of {explorer.eigenears.n_samples_:,} ears</p>"
+        f"{total:.0f} % of the variance of the codes of {explorer.eigenears.n_samples_:,} ears</p>"
     )
 
 
@@ -254,7 +254,7 @@ def _shown(explorer: Explorer, ear: Ear, values: Any) -> dict[str, str]:
 
 def _set(ear: Ear) -> list[Any]:
     """The sliders, set to an ear."""
-    ends = {"minimum": -ear.reach, "maximum": ear.reach}
+    ends: dict[str, Any] = {"minimum": -ear.reach, "maximum": ear.reach}
     return [gr.Slider(value=round(float(value), 1), **ends) for value in ear.shown]
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import fastapi
 import gradio as gr
 import uvicorn
+from gradio import themes
 
 from jaxear.errors import UserError
 from jaxear.explore.page import CSS, build
@@ -35,12 +36,14 @@ def bind(host: str, port: int) -> socket.socket:
     Raises:
         UserError: the port is in use, or the address is none of this computer's.
     """
+    if not 0 <= port <= 65535:
+        raise UserError(f"--port must be from 0 to 65535, not {port}.")
     try:
         family, _, _, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         bound = socket.socket(family, socket.SOCK_STREAM)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise UserError(f"Cannot listen on {host}, port {port}: {error}.") from error
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -64,9 +67,9 @@ def address_of(bound: socket.socket) -> str:
 
 def create_app(explorer: Explorer) -> fastapi.FastAPI:
     """The web application around the page."""
-    theme = gr.themes.Base(
+    theme = themes.Base(
         primary_hue="stone", neutral_hue="stone", font=_FONT, font_mono=("monospace",),
-        radius_size=gr.themes.sizes.radius_md, spacing_size=gr.themes.sizes.spacing_sm,
+        radius_size=themes.sizes.radius_md, spacing_size=themes.sizes.spacing_sm,
     )  # fmt: skip
     app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
 

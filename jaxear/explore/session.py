@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -33,6 +34,7 @@ STEP = 0.1
 MAX_BYTES = 25_000_000
 
 Metric = Literal["euclidean", "cosine"]
+Sliders = np.ndarray | Sequence[float]
 
 
 @dataclass(frozen=True)
@@ -223,7 +225,7 @@ class Explorer:
         e = self.eigenears
         return (codes - e.mean_) @ e.components_.T / self._deviations
 
-    def moved(self, ear: Ear, sliders: np.ndarray | list[float]) -> np.ndarray:
+    def moved(self, ear: Ear, sliders: Sliders) -> np.ndarray:
         """The code [d] of an ear whose sliders stand at `sliders` [k].
 
         Only what was moved changes: the parts of a real ear's code that no component describes,
@@ -233,7 +235,7 @@ class Explorer:
         change[np.abs(change) < 1e-6 * self._deviations] = 0
         return ear.code + (change @ self.eigenears.components_).astype(np.float32)
 
-    def settle(self, ear: Ear, sliders: np.ndarray | list[float]) -> Ear:
+    def settle(self, ear: Ear, sliders: Sliders) -> Ear:
         """The ear as it is now, as a new one to start from; the same where nothing was moved."""
         code = self.moved(ear, sliders)
         if np.array_equal(code, ear.code):
@@ -285,7 +287,7 @@ class Explorer:
 
     # Animations.
 
-    def traversal(self, ear: Ear, sliders: np.ndarray | list[float], component: int) -> list:
+    def traversal(self, ear: Ear, sliders: Sliders, component: int) -> list[np.ndarray]:
         """The ear moved along one component from one end to the other and back: pictures."""
         stops = np.array(sliders, np.float64)
         codes = []
