@@ -12,9 +12,13 @@ COMMANDS = {
     "train": "train a variational autoencoder of ears, and make its eigenears",
     "evaluate": "measure a trained model on ears that it has never seen",
     "eigenears": "draw the principal directions in which a model's ears vary",
+    "explore": "move ears along their components, in the browser",
     "data": "prepare photographs once, for many trainings",
 }
-_MODULES = {"data": "jaxear.data.__main__"}  # the others are called as their commands are
+_MODULES = {
+    "data": "jaxear.data.__main__",
+    "explore": "jaxear.explore.__main__",
+}  # the others are called as their commands are
 
 
 def usage() -> str:

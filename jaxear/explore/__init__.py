@@ -1,0 +1,1 @@
+"""Eigenears in the browser: `jaxear explore --run runs/NAME`."""
