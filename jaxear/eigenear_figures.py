@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 from jaxear.exemplars import most_photographed
 from jaxear.figures import Sheet, to_uint8
@@ -88,9 +89,9 @@ def _component_rows(
     limit = max(float(np.abs(differences).max()), 1e-3)
     real = len(lowest[0]) if len(lowest) else 0
     columns = 2 * real + len(INTEGERS) + 1
-    left, between, top, bottom = 0.52, 0.08, 0.44 if real else 0.26, 0.34
+    left, between, top, bottom = 0.52, 0.08, 0.4 if real else 0.26, 0.34
     gaps = 3 if real else 1
-    cell = (WIDTH - left - between * (gaps + 1)) / columns
+    cell = (WIDTH - left - between * gaps - 0.12) / columns
     size = 0.97 * cell
     sheet = Sheet(WIDTH, top + n * cell + bottom)
     start = left + real * cell + (between if real else 0)  # of the decoded ears
@@ -195,7 +196,7 @@ def scree(
     figure = Figure(figsize=(WIDTH, 2.6), layout="constrained")
     single, running = figure.subplots(1, 2, width_ratios=(3, 2))
     if chance is not None:
-        single.fill_between(numbers, 0, 100 * chance, color="0.92", lw=0)
+        single.fill_between(numbers, 1e-9, 100 * chance, color="0.92", lw=0)
         label = "95th percentile of permuted codes"
         single.plot(numbers, 100 * chance, "--", color="0.35", lw=1, label=label)
     if intervals is not None:
@@ -208,9 +209,14 @@ def scree(
         hollow = {"mfc": "white", "color": BLUE, "ms": 4.5, "label": "not more than chance"}
         single.plot(numbers[~real], 100 * ratios[~real], "o", **hollow)
     single.set_ylabel("Explained variance (%)")
-    single.set_ylim(0, None)
+    lowest = min(array.min() for array in (ratios, chance) if array is not None)
+    single.set_yscale("log")
+    single.set_ylim(100 * max(lowest, 1e-4) / 1.6, None)
+    single.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    single.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    single.yaxis.set_minor_locator(NullLocator())
     single.legend(frameon=False, fontsize=7, loc="upper right")
-    running.plot(numbers, 100 * np.cumsum(ratios), "o-", color=BLUE, ms=3, lw=1)
+    running.plot(numbers, 100 * np.cumsum(ratios), "o-", color=BLUE, ms=3, lw=1, clip_on=False)
     running.set_ylabel("Running total (%)")
     running.set_ylim(0, 100)
     for axes in (single, running):
@@ -266,7 +272,7 @@ def score_scatter(
         figure.legend(
             handles,
             names,
-            title=f"subjects with most images ({len(shown)} of {total})",
+            title=f"{len(shown)} of {total} subjects: those with most images, then by name",
             title_fontsize=7,
             fontsize=7,
             ncols=len(shown),
@@ -280,7 +286,7 @@ def score_scatter(
 def _plain(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=7, width=0.6, length=2.5)
-    axes.xaxis.label.set_size(8)
-    axes.yaxis.label.set_size(8)
+    axes.xaxis.label.set_fontsize(8)
+    axes.yaxis.label.set_fontsize(8)
     for spine in axes.spines.values():
         spine.set_linewidth(0.6)

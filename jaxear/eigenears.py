@@ -121,7 +121,7 @@ class EigenEars:
         grid[:, component] = scores
         return self.synthesize(grid)
 
-    def traverses(self, scores: Sequence[float]) -> np.ndarray:
+    def traverses(self, scores: Sequence[float] | np.ndarray) -> np.ndarray:
         """The mean ear moved along every component by itself, all decoded in one go.
 
         Returns:

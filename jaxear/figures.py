@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
-PNG_DPI = 200
-PDF_DPI = 400  # of the photographs in it; all else is drawn in lines
+DPI = 200
 
 FRAME_MS = 60
 HOLD_MS = 480
@@ -32,10 +30,16 @@ def save_image(path: Path, image: np.ndarray) -> None:
 
 
 def save_figure(figure: Figure, stem: Path) -> None:
-    """Write a figure as `stem`.png and `stem`.pdf; makes the folder."""
+    """Write a figure as `stem`.png and `stem`.pdf; makes the folder.
+
+    The PDF holds the figure's pictures in their own pixels, for the printer to resample.
+    """
     stem.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(stem.with_suffix(".png"), dpi=PNG_DPI)
-    figure.savefig(stem.with_suffix(".pdf"), dpi=PDF_DPI)
+    figure.savefig(stem.with_suffix(".png"), dpi=DPI)
+    for axes in figure.axes:
+        for image in axes.images:
+            image.set_interpolation("none")
+    figure.savefig(stem.with_suffix(".pdf"), dpi=DPI)
 
 
 def reconstruction_grid(images: np.ndarray, reconstructions: np.ndarray) -> np.ndarray:
@@ -73,9 +77,7 @@ class Sheet:
         self.axes.plot([x0, x1], [y, y], color="0.3", lw=0.6, solid_capstyle="butt")
 
 
-def save_animation(
-    path: Path, frames: np.ndarray, scores: Sequence[float], *, side: int = 192
-) -> None:
+def save_animation(path: Path, frames: np.ndarray, scores: np.ndarray, *, side: int = 192) -> None:
     """Write an endless GIF that goes through the frames and back, a little slower at both ends.
 
     A strip below the picture has a mark at the place of the frame's score.
@@ -83,22 +85,21 @@ def save_animation(
     Args:
         path: of the file; its folder is made.
         frames: [m, H, W, 3], two at least, from one end to the other.
-        scores: of the frames, rising.
+        scores: of the frames, rising, [m].
         side: width of the animation in pixels.
     """
-    pictures = [Image.fromarray(frame) for frame in to_uint8(frames)]
-    pictures = [p.resize((side, side), Image.Resampling.LANCZOS) for p in pictures]
-    # One palette for all frames: where each has its own, what stands still flickers.
-    strip = Image.new("RGB", (side * 5, side + TRACK), "white")
-    for i, number in enumerate(np.linspace(0, len(pictures) - 1, 5).round().astype(int)):
-        strip.paste(pictures[number], (i * side, 0))
-    palette = strip.quantize(256, method=Image.Quantize.MEDIANCUT)
-    drawn = [
-        _with_track(picture, (score - scores[0]) / (scores[-1] - scores[0])).quantize(
-            palette=palette, dither=Image.Dither.NONE
+    framed = [
+        _with_track(
+            Image.fromarray(frame).resize((side, side), Image.Resampling.LANCZOS),
+            (score - scores[0]) / (scores[-1] - scores[0]),
         )
-        for picture, score in zip(pictures, scores, strict=True)
+        for frame, score in zip(to_uint8(frames), scores, strict=True)
     ]
+    # One palette for all frames: where each has its own, what stands still flickers.
+    small = [f.resize((f.width // 2, f.height // 2), Image.Resampling.NEAREST) for f in framed]
+    together = Image.fromarray(np.concatenate([np.asarray(f) for f in small]))
+    palette = together.quantize(256, method=Image.Quantize.MEDIANCUT)
+    drawn = [f.quantize(palette=palette, dither=Image.Dither.NONE) for f in framed]
     there_and_back = [*drawn, *drawn[-2:0:-1]]
     durations = [FRAME_MS] * len(there_and_back)
     durations[0] = durations[len(drawn) - 1] = HOLD_MS

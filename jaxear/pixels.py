@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxear.errors import UserError
+
 
 class PixelModel(nnx.Module):
     """A "model" whose code of an image is the image: what it is to linear PCA of pixels.
@@ -23,12 +25,19 @@ class PixelModel(nnx.Module):
     """
 
     def __init__(self, image_size: int | tuple[int, int]):
-        size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-        self.image_size: tuple[int, int] = size
-        self.latent_dim: int = size[0] * size[1] * 3
+        height, width = (image_size,) * 2 if isinstance(image_size, int) else image_size
+        self.image_size: tuple[int, int] = (height, width)
+        self.latent_dim: int = height * width * 3
 
     def encode(self, images: jax.Array) -> tuple[jax.Array, None]:
-        """Images [b, H, W, 3] in [0, 1] -> their numbers [b, H * W * 3], and no variance."""
+        """Images [b, H, W, 3] in [0, 1] -> their numbers [b, H * W * 3], and no variance.
+
+        Raises:
+            UserError: the images are of another size.
+        """
+        if images.shape[1:] != (*self.image_size, 3):
+            size = "x".join(map(str, self.image_size))
+            raise UserError(f"The images are {images.shape[1:]}, but the pixel model's are {size}.")
         return images.reshape(len(images), self.latent_dim), None
 
     def decode(self, z: jax.Array) -> jax.Array:
