@@ -200,13 +200,20 @@ def scree(
         label = "95th percentile of permuted codes"
         single.plot(numbers, 100 * chance, "--", color="0.35", lw=1, label=label)
     if intervals is not None:
-        low, high = 100 * intervals.T
-        single.vlines(numbers, low, high, color=BLUE, lw=1.2, label="95 % confidence interval")
+        reach = 100 * np.abs(intervals.T - ratios)
+        bars = {
+            "fmt": "none",
+            "ecolor": "black",
+            "elinewidth": 0.8,
+            "capsize": 2.5,
+            "capthick": 0.8,
+        }
+        single.errorbar(numbers, 100 * ratios, reach, label="95 % confidence interval", **bars)
     real = numbers <= (k if n_real is None else n_real)
     name = "component" if n_real is None else "more than chance (p < 0.05)"
-    single.plot(numbers[real], 100 * ratios[real], "o", color=BLUE, ms=4.5, label=name)
+    single.plot(numbers[real], 100 * ratios[real], "o", color=BLUE, ms=3.8, label=name)
     if not real.all():
-        hollow = {"mfc": "white", "color": BLUE, "ms": 4.5, "label": "not more than chance"}
+        hollow = {"mfc": "white", "color": BLUE, "ms": 3.8, "label": "not more than chance"}
         single.plot(numbers[~real], 100 * ratios[~real], "o", **hollow)
     single.set_ylabel("Explained variance (%)")
     lowest = min(array.min() for array in (ratios, chance) if array is not None)

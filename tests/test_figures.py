@@ -108,8 +108,9 @@ def test_scree_fills_what_is_more_than_chance():
     np.testing.assert_allclose(hollow.get_ydata(), [5, 2])
     assert hollow.get_markerfacecolor() == "white"
     np.testing.assert_allclose(lines["95th percentile of permuted codes"].get_ydata(), 7)
-    bars = next(c for c in single.collections if c.get_label() == "95 % confidence interval")
-    np.testing.assert_allclose([s[:, 1] for s in bars.get_segments()], 100 * intervals)
+    (bars,) = single.containers
+    segments = bars.lines[2][0].get_segments()
+    np.testing.assert_allclose([s[:, 1] for s in segments], 100 * intervals)
     np.testing.assert_allclose(running.lines[0].get_ydata(), [40, 60, 70, 75, 77])
 
 
