@@ -14,6 +14,7 @@ from jaxear import eigenear_figures as draw
 from jaxear import exemplars
 from jaxear.data.dataset import EarImages
 from jaxear.figures import save_animation, save_figure
+from jaxear.meaning import describe_components, meaning_figure, print_description
 from jaxear.significance import ParallelAnalysis, confidence_intervals, parallel_analysis
 from jaxear.training.logging import write_json
 
@@ -41,7 +42,7 @@ def write_report(
     Args:
         eigenears: fitted to `codes`.
         codes: of the ears, [n, d].
-        ears: the photographs and whose they are.
+        ears: the photographs and whose they are; of synthetic ones, what they were made from.
         out: the folder for the figures, `scores.csv`, `eigenears.json` and `components/`.
         facts: what else to note in the JSON.
         bootstrap: draws for confidence intervals; 0 makes none.
@@ -67,6 +68,8 @@ def write_report(
     for i, frames in enumerate(traverses.images):
         save_animation(out / "components" / f"pc{i + 1:02d}.gif", frames, STEPS)
     _write_scores(out / "scores.csv", ears, scores)
+    meaning = describe_components(scores, ears.images, ears.factors)
+    save_figure(meaning_figure(meaning), out / "meaning")
 
     def ear(row: int, component: int) -> dict[str, Any]:
         record = ears.records[row]
@@ -99,6 +102,7 @@ def write_report(
         "pc1": float(ratios[0]),
         "pc_first5": float(ratios[:5].sum()),
         "components": components,
+        "meaning": meaning,
     }
     write_json(out / "eigenears.json", report)
     return report
@@ -170,4 +174,5 @@ def print_report(report: dict[str, Any], out: Path, console: Console) -> None:
     if n_real is not None:
         of = f"of the {len(ratios)} kept" if n_real < len(ratios) else "all that were kept"
         console.print(f"{n_real} components explain more than chance would ({of}).")
+    print_description(report["meaning"], console)
     console.print(f"The figures are in {out}")

@@ -328,7 +328,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--pixels, or with --data alone, those of the pixels themselves: classic eigenears, which "
         "a model has to surpass. Written are the components (eigenears.safetensors), their "
         "numbers (eigenears.json), every ear's scores (scores.csv), figures as PNG and PDF "
-        "(traversals, atlas, scree, scores, neighbours), and an animation of each "
+        "(traversals, atlas, scree, scores, neighbours, meaning), and an animation of each "
         "component (components/pc01.gif, ...).",
     )
     parser.add_argument("--run", type=str, default=None, help="the run's directory.")

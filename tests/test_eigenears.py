@@ -88,7 +88,7 @@ def test_components_that_cannot_be_had(ears, n_components):
 
 
 def test_the_command_writes_what_its_help_promises(written):
-    for name in ("traversals", "atlas", "scree", "scores", "neighbours"):
+    for name in ("traversals", "atlas", "scree", "scores", "neighbours", "meaning"):
         with Image.open(written / f"{name}.png") as image:
             assert np.asarray(image).std() > 1, name
         assert (written / f"{name}.pdf").read_bytes().startswith(b"%PDF"), name
@@ -108,6 +108,7 @@ def test_its_numbers_are_those_of_the_library(written, ears, classic):
     assert ((low < ratios) & (ratios < high)).all()
     assert len(report["p_values"]) == len(report["chance_ratio_95"]) == 5
     assert 1 <= report["n_real_components"] <= 5
+    assert [c["component"] for c in report["meaning"]["components"]] == [1, 2, 3, 4, 5]
     scores = classic.project(ears.images)
     with (written / "scores.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))

@@ -29,6 +29,8 @@ class EarImages:
         records: what the pictures show, one record each.
         rejected: records that could not be used.
         rows: [N] which of `pixels` belong to the N records, in their order; all by default.
+        factors: what each picture was made from, {name: [N]}, where that is known: of synthetic
+            ears (`jaxear.data.synthetic.FACTORS`).
     """
 
     def __init__(
@@ -37,9 +39,11 @@ class EarImages:
         records: list[Record],
         rejected: list[tuple[Record, str]],
         rows: np.ndarray | None = None,
+        factors: dict[str, np.ndarray] | None = None,
     ):
         self.records = records
         self.rejected = rejected
+        self.factors = factors
         self._pixels = pixels
         self._rows = rows
 

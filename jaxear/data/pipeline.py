@@ -128,10 +128,11 @@ def demo_records(config: DataConfig) -> list[Record]:
 
 
 def draw_demo_ears(config: DataConfig, records: list[Record]) -> EarImages:
-    """The synthetic ears of these records."""
-    images, _ = synthetic_ears(config.split_seed, config.demo_ears, config.image_size)
+    """The synthetic ears of these records, with their factors."""
+    images, factors = synthetic_ears(config.split_seed, config.demo_ears, config.image_size)
     numbers = [int(record.subject.rsplit("-", 1)[1]) for record in records]
-    return EarImages(images[numbers], records, [])
+    chosen = {name: values[numbers] for name, values in factors.items()}
+    return EarImages(images[numbers], records, [], factors=chosen)
 
 
 class Batch(NamedTuple):

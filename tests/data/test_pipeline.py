@@ -9,9 +9,11 @@ from itertools import islice
 import numpy as np
 import pytest
 
+from jaxear.config import DataConfig
 from jaxear.data import EarImages
-from jaxear.data.pipeline import Batches
+from jaxear.data.pipeline import Batches, load_split
 from jaxear.data.records import Record
+from jaxear.data.synthetic import synthetic_ears
 from jaxear.errors import UserError
 
 
@@ -108,6 +110,23 @@ def test_a_failure_to_read_reaches_the_reader():
     ears.take = take
     with pytest.raises(OSError, match="the disk is gone"):
         next(Batches(ears, batch_size=4, seed=0).iterate(0))
+
+
+def test_synthetic_ears_come_with_their_factors():
+    config = DataConfig(image_size=48, demo_ears=24, test_fraction=0.3, split_seed=5)
+    images, factors = synthetic_ears(5, 24, 48)
+    found = []
+    for split in ("train", "test"):
+        ears = load_split(config, split)
+        rows = [int(record.subject[-6:]) for record in ears.records]
+        np.testing.assert_array_equal(ears.images, images[rows])
+        assert ears.factors is not None
+        assert ears.factors.keys() == factors.keys()
+        for name, values in ears.factors.items():
+            np.testing.assert_array_equal(values, factors[name][rows])
+        found += rows
+    assert len(set(found)) == len(found) > 12
+    assert ears_of(3).factors is None
 
 
 def test_batches_that_cannot_be():
