@@ -27,6 +27,7 @@ from jaxear.data.pipeline import padded_batches
 from jaxear.inference import as_float
 
 BATCH = 64
+GRID = 64  # rows that are registered, at most
 SMOOTHING = 0.023  # standard deviation of the registered gradients' smoothing, of the height
 WINDOW = 0.45  # standard deviation of the registration's Gaussian window, of half a side
 
@@ -63,11 +64,13 @@ def image_statistics(images: np.ndarray) -> dict[str, np.ndarray]:
     Args:
         images: [n, H, W, 3], uint8 or floats in [0, 1].
     """
-    batches = list(padded_batches(images, min(BATCH, len(images))))
-    total, count = map(sum, zip(*(_sum_of_edges(*batch) for batch in batches), strict=True))
+    batches = list(padded_batches(images, BATCH))
+    sums = [_sum_of_edges(as_float(batch), n) for batch, n in batches]
+    total, count = map(sum, zip(*sums, strict=True))
     templates = _templates(total / jnp.maximum(count, 1.0))
     measured = [
-        [part[:n] for part in jax.device_get(_measure(batch, templates))] for batch, n in batches
+        [part[:n] for part in jax.device_get(_measure(as_float(batch), templates))]
+        for batch, n in batches
     ]
     light, gram, moment, padded = (np.concatenate(part) for part in zip(*measured, strict=True))
     # A picture without edges has none to register: it is where the mean is.
@@ -109,7 +112,6 @@ _XYZ = (_XYZ / _XYZ.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
 def _look(images: jax.Array) -> _Picture:
-    images = as_float(images)
     padding = jnp.all(jnp.round(255 * images) == jnp.asarray(PAD_COLOUR), axis=-1)
     lab = cielab(images)
     return _Picture(
@@ -121,15 +123,21 @@ def _look(images: jax.Array) -> _Picture:
 
 
 def _edges(picture: _Picture) -> tuple[jax.Array, jax.Array]:
-    """The gradients to register [b, 3, h, w], and where they are known [b, h, w]."""
-    h = picture.lightness.shape[1]
-    lightness = _smooth(picture.lightness, picture.inside, SMOOTHING * h / 2)
+    """The gradients to register [b, 3, m, n], and where they are known [b, m, n]."""
+    h, w = picture.lightness.shape[1:]
+    m = min(h, GRID)
+    n = max(round(w * m / h), 2)
+    lightness = _smooth(picture.lightness, picture.inside, SMOOTHING * h / 2, (m, n))
     down, right = jnp.gradient(lightness, axis=(1, 2))
-    known = _eroded(picture.rows)[:, :, None] * _eroded(picture.columns)[:, None, :]
+    rows, columns = (
+        _eroded(mask[:, (np.arange(size) * 2 + 1) * mask.shape[1] // (2 * size)])
+        for mask, size in ((picture.rows, m), (picture.columns, n))
+    )
+    known = rows[:, :, None] * columns[:, None, :]
     length = jnp.sqrt(down**2 + right**2 + 1e-6)
     edges = jnp.stack([right**2 - down**2, 2 * right * down, length**2], axis=1)
-    edges = _smooth(edges * length[:, None] ** -1.5, known[:, None], SMOOTHING * h)
-    window = _window(known.shape[1:]) * known
+    edges = _smooth(edges * length[:, None] ** -1.5, known[:, None], SMOOTHING * m, (m, n))
+    window = _window((m, n)) * known
     strength = jnp.sum(edges[:, 2] * window, axis=(1, 2)) / jnp.maximum(window.sum((1, 2)), 1e-6)
     return edges / jnp.maximum(strength, 1e-6)[:, None, None, None], known
 
@@ -143,8 +151,8 @@ def _sum_of_edges(images: jax.Array, n: int) -> tuple[jax.Array, jax.Array]:
 
 
 def _templates(mean: jax.Array) -> jax.Array:
-    """How the edges [3, h, w] change as the mean picture moves right, down, grows, turns, and
-    as each of the three is raised or gains [10, 3, h, w]."""
+    """How the mean edges [3, m, n] change as the picture moves right, down, grows, turns, and as
+    each of the three is raised or gains [10, 3, m, n]."""
     h, w = mean.shape[1:]
     y, x = _coordinates((h, w))
     down, right = jnp.gradient(mean, axis=(1, 2))
@@ -203,9 +211,10 @@ def _eroded(mask: jax.Array) -> jax.Array:
     return mask * wider[:, :-2] * wider[:, 2:]
 
 
-def _smooth(values: jax.Array, known: jax.Array, sigma: float) -> jax.Array:
-    """Gaussian mean [..., h, w] of the values that are known, `sigma` in pixels."""
-    rows, columns = (_kernel(n, sigma) for n in values.shape[-2:])
+def _smooth(values: jax.Array, known: jax.Array, sigma: float, shape: tuple[int, int]) -> jax.Array:
+    """Gaussian mean of the values [..., h, w] that are known, `sigma` in their pixels, on a grid of
+    the same extent: [..., *shape]."""
+    rows, columns = (_kernel(m, n, sigma) for m, n in zip(shape, values.shape[-2:], strict=True))
 
     def spread(x: jax.Array) -> jax.Array:
         return jnp.einsum("ih,...hw,jw->...ij", rows, x, columns, precision="highest")
@@ -213,6 +222,7 @@ def _smooth(values: jax.Array, known: jax.Array, sigma: float) -> jax.Array:
     return spread(values * known) / jnp.maximum(spread(known), 1e-6)
 
 
-def _kernel(n: int, sigma: float) -> np.ndarray:
-    distance = np.arange(n)[:, None] - np.arange(n)
+def _kernel(m: int, n: int, sigma: float) -> np.ndarray:
+    """Gaussian weights [m, n] of n pixels at m places spread evenly over them."""
+    distance = (np.arange(m)[:, None] + 0.5) * n / m - 0.5 - np.arange(n)
     return np.exp(-0.5 * (distance / sigma) ** 2).astype(np.float32)
