@@ -11,12 +11,14 @@ if TYPE_CHECKING:
     from jaxear.backbones import Backbone, create_backbone, list_backbones
     from jaxear.eigenears import EigenEars
     from jaxear.model import load_model
+    from jaxear.pixels import PixelModel
     from jaxear.vae import EarVAE
 
 __all__ = [
     "Backbone",
     "EarVAE",
     "EigenEars",
+    "PixelModel",
     "__version__",
     "create_backbone",
     "list_backbones",
@@ -29,6 +31,7 @@ _HOMES = {
     "Backbone": "jaxear.backbones",
     "EarVAE": "jaxear.vae",
     "EigenEars": "jaxear.eigenears",
+    "PixelModel": "jaxear.pixels",
     "create_backbone": "jaxear.backbones",
     "list_backbones": "jaxear.backbones",
     "load_model": "jaxear.model",

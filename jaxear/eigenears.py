@@ -1,30 +1,37 @@
 """Eigenears: the principal directions of a model's latent codes, decoded to pictures.
 
 As a library: `EigenEars.fit(model, images)`. As a command: `jaxear eigenears --run runs/NAME`.
+The classic, linear ones, of pixels: `EigenEars.fit(PixelModel(128), images)`; `--pixels`.
 """
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import logging
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Optional
 
 import numpy as np
+from rich.console import Console
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from jaxear import figures
 from jaxear.command import run_command
+from jaxear.config import DataConfig
+from jaxear.data.dataset import EarImages
 from jaxear.data.pipeline import load_split
+from jaxear.data.store import is_store, open_store
+from jaxear.eigenear_report import print_report, write_report
 from jaxear.errors import UserError
-from jaxear.inference import decode_codes, encode_images
+from jaxear.inference import Codec, decode_codes, encode_images
 from jaxear.model import load_config, load_model
 from jaxear.options import Parser
 from jaxear.pca import PCA
-from jaxear.training.logging import write_json
+from jaxear.pixels import PixelModel
+from jaxear.training.logging import read_json
 from jaxear.vae import EarVAE
 
 logger = logging.getLogger(__name__)
@@ -39,7 +46,7 @@ class EigenEars:
     the ears that it was fitted to: 0 is the mean ear, -2 and +2 lie near the ends of what is usual.
 
     Attributes:
-        model: the model that encodes and decodes.
+        model: the model that encodes and decodes; a `PixelModel` for classic, linear eigenears.
         mean_: the mean code [d].
         components_: unit vectors of the codes' space, one per component [k, d].
         explained_variance_: variance of the codes along each [k].
@@ -47,7 +54,7 @@ class EigenEars:
         n_samples_: how many ears it was fitted to.
     """
 
-    def __init__(self, model: EarVAE, arrays: dict[str, np.ndarray], n_samples: int):
+    def __init__(self, model: Codec, arrays: dict[str, np.ndarray], n_samples: int):
         self.model = model
         self.mean_ = arrays["mean"]
         self.components_ = arrays["components"]
@@ -60,7 +67,7 @@ class EigenEars:
         return len(self.components_)
 
     @classmethod
-    def fit(cls, model: EarVAE, images: np.ndarray, n_components: int = 16) -> EigenEars:
+    def fit(cls, model: Codec, images: np.ndarray, n_components: int = 16) -> EigenEars:
         """Principal components of the mean codes of images.
 
         Args:
@@ -71,26 +78,32 @@ class EigenEars:
         Raises:
             UserError: fewer images, or latent dimensions, than components.
         """
-        images = np.asarray(images)
-        available = min(len(images) - 1, model.latent_dim)
+        return cls.fit_codes(model, encode_images(model, images)[0], n_components)
+
+    @classmethod
+    def fit_codes(cls, model: Codec, codes: np.ndarray, n_components: int = 16) -> EigenEars:
+        """As `fit`, from the mean codes [n, d] of images that a model has encoded already."""
+        available = min(len(codes) - 1, model.latent_dim)
         if not 1 <= n_components <= available:
             raise UserError(
-                f"{n_components} components cannot be had from {len(images)} images and codes of "
+                f"{n_components} components cannot be had from {len(codes)} images and codes of "
                 f"{model.latent_dim} numbers; ask for {max(available, 1)} at most."
             )
-        codes, _ = encode_images(model, images)
-        pca = PCA(n_components=n_components).fit(codes)
+        pca = PCA(n_components=n_components, random_state=0).fit(codes)
         arrays = {
             "mean": pca.mean_,
             "components": pca.components_,
             "explained_variance": pca.explained_variance_,
             "explained_variance_ratio": pca.explained_variance_ratio_,
         }
-        return cls(model, {k: np.asarray(v, np.float32) for k, v in arrays.items()}, len(images))
+        return cls(model, {k: np.asarray(v, np.float32) for k, v in arrays.items()}, len(codes))
 
     def project(self, images: np.ndarray) -> np.ndarray:
         """Images [n, H, W, 3] -> scores [n, k] in standard deviations."""
-        codes, _ = encode_images(self.model, np.asarray(images))
+        return self.project_codes(encode_images(self.model, images)[0])
+
+    def project_codes(self, codes: np.ndarray) -> np.ndarray:
+        """Codes [n, d] -> scores [n, k] in standard deviations."""
         return (codes - self.mean_) @ self.components_.T / self._deviations
 
     def synthesize(self, scores: np.ndarray) -> np.ndarray:
@@ -108,26 +121,41 @@ class EigenEars:
         grid[:, component] = scores
         return self.synthesize(grid)
 
+    def traverses(self, scores: Sequence[float] | np.ndarray) -> np.ndarray:
+        """The mean ear moved along every component by itself, all decoded in one go.
+
+        Returns:
+            images [k, len(scores), H, W, 3].
+        """
+        grid = np.eye(self.n_components, dtype=np.float32)[:, None] * np.reshape(scores, (-1, 1))
+        images = self.synthesize(grid.reshape(-1, self.n_components))
+        return images.reshape(self.n_components, len(scores), *images.shape[1:])
+
     @property
     def _deviations(self) -> np.ndarray:
         return np.sqrt(np.maximum(self.explained_variance_, 1e-12))
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the components as safetensors; the model is named by its run, relative to the file.
+        """Write the components as safetensors.
+
+        A model is named by its run, relative to the file; pixels need none.
 
         Raises:
             UserError: the model does not come from a run, so that `load` could not find it.
         """
-        if self.model.run_dir is None:
-            raise UserError("Only eigenears of a model made by load_model(run_dir) can be saved.")
         path = Path(path)
+        metadata = {"format": FORMAT, "n_samples": str(self.n_samples_)}
+        if isinstance(self.model, PixelModel):
+            height, width = self.model.image_size
+            metadata |= {"pixels": f"{height}x{width}"}
+        elif isinstance(self.model, EarVAE) and self.model.run_dir is not None:
+            metadata |= {
+                "run": os.path.relpath(self.model.run_dir, path.parent),
+                "checkpoint": str(self.model.checkpoint),
+            }
+        else:
+            raise UserError("Only eigenears of a model made by load_model(run_dir) can be saved.")
         path.parent.mkdir(parents=True, exist_ok=True)
-        metadata = {
-            "format": FORMAT,
-            "run": os.path.relpath(self.model.run_dir, path.parent),
-            "checkpoint": str(self.model.checkpoint),
-            "n_samples": str(self.n_samples_),
-        }
         arrays = {
             "mean": self.mean_,
             "components": self.components_,
@@ -139,7 +167,7 @@ class EigenEars:
         temporary.replace(path)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], model: EarVAE | None = None) -> EigenEars:
+    def load(cls, path: str | os.PathLike[str], model: Codec | None = None) -> EigenEars:
         """Read what `save` wrote, and the model from its run (unless `model` is given).
 
         Raises:
@@ -156,7 +184,10 @@ class EigenEars:
             raise UserError(
                 f"{path} does not hold eigenears; `jaxear eigenears` makes such a file."
             )
-        if model is None:
+        if model is None and "pixels" in metadata:
+            height, width = metadata["pixels"].split("x")
+            model = PixelModel((int(height), int(width)))
+        elif model is None:
             run_dir = path.parent / metadata["run"]
             model = load_model(os.path.normpath(run_dir), checkpoint=int(metadata["checkpoint"]))
         return cls(model, arrays, int(metadata["n_samples"]))
@@ -165,9 +196,14 @@ class EigenEars:
 def write_eigenears(
     run_dir: str | os.PathLike[str],
     *,
-    split: str = "train",
+    split: str | None = None,
     n_components: int = 16,
     checkpoint: str | int = "best",
+    data: str | None = None,
+    pixels: bool = False,
+    out: str | os.PathLike[str] | None = None,
+    bootstrap: int = 200,
+    permutations: int = 100,
     progress: bool = True,
 ) -> EigenEars:
     """Fit the eigenears of a run, and write them with their figures to `eigenears/` in it.
@@ -176,37 +212,109 @@ def write_eigenears(
     was trained on. Where there are fewer images or latent dimensions than components asked for, as
     many as possible are kept.
 
+    Args:
+        run_dir: the run.
+        split: of the images, "train" by default; of other data than the run's own, all of them.
+        n_components: how many to keep.
+        checkpoint: "best", "latest" or a step.
+        data: other photographs than the run's own.
+        pixels: of the pixels themselves instead of the model's codes: the linear baseline.
+        out: where to write; by default `eigenears` in the run, or `eigenears_pixels`.
+        bootstrap, permutations: see `jaxear.eigenear_report.write_report`.
+        progress: show a bar while reading.
+
     Raises:
         UserError: not a run, or its data is no longer there.
     """
     run_dir = Path(run_dir)
     config = load_config(run_dir)
-    model = load_model(run_dir, checkpoint=checkpoint)
-    images = load_split(config, split, progress=progress).images
-    n_components = min(n_components, len(images) - 1, model.latent_dim)
-    eigenears = EigenEars.fit(model, images, n_components)
-    out = run_dir / "eigenears"
+    if data is not None and out is None:
+        raise UserError(
+            f"The eigenears in {run_dir} are those of its own data. Give another folder for those "
+            f"of {data}: --out DIR."
+        )
+    split = split or ("train" if data is None else "all")
+    config = config if data is None else dataclasses.replace(config, data=data)
+    ears = load_split(config, split, progress=progress)
+    model = PixelModel(config.image_size) if pixels else load_model(run_dir, checkpoint=checkpoint)
+    facts = {
+        "run": str(run_dir),
+        "model": "pixels" if pixels else config.backbone,
+        "checkpoint": None if isinstance(model, PixelModel) else model.checkpoint,
+        "data": config.data or "synthetic ears",
+        "split": split,
+    }
+    folder = Path(out or run_dir / ("eigenears_pixels" if pixels else "eigenears"))
+    return _write(model, ears, folder, facts, n_components, bootstrap, permutations)
+
+
+def write_pixel_eigenears(
+    data: str,
+    out: str | os.PathLike[str],
+    *,
+    split: str = "all",
+    image_size: int | None = None,
+    n_components: int = 16,
+    bootstrap: int = 200,
+    permutations: int = 100,
+    progress: bool = True,
+) -> EigenEars:
+    """Fit classic eigenears to the pixels of photographs, without a run, and write them to `out`.
+
+    Args:
+        data: photographs, or a store made by `jaxear data prepare`, whose settings then hold.
+        out: the folder to write to.
+        split: train, val, test or all.
+        image_size: side of the images in pixels; 128 by default.
+        n_components, bootstrap, permutations, progress: as for `write_eigenears`.
+
+    Raises:
+        UserError: the data cannot be used.
+    """
+    config = DataConfig(data=data)
+    if is_store(data):
+        settings = open_store(data).settings
+        config = dataclasses.replace(
+            config,
+            image_size=settings.image_size,
+            fit=settings.fit,
+            box_margin=settings.box_margin,
+            mirror_left=settings.mirror_left,
+        )
+    if image_size is not None:
+        config = dataclasses.replace(config, image_size=image_size)
+    ears = load_split(config, split, progress=progress)
+    facts = {"run": None, "model": "pixels", "checkpoint": None, "data": data, "split": split}
+    model = PixelModel(config.image_size)
+    return _write(model, ears, Path(out), facts, n_components, bootstrap, permutations)
+
+
+def _write(
+    model: Codec,
+    ears: EarImages,
+    out: Path,
+    facts: dict[str, Any],
+    n_components: int,
+    bootstrap: int,
+    permutations: int,
+) -> EigenEars:
+    codes, _ = encode_images(model, ears.images)
+    n_components = min(n_components, len(ears) - 1, model.latent_dim)
+    eigenears = EigenEars.fit_codes(model, codes, n_components)
     eigenears.save(out / "eigenears.safetensors")
-    ratios = eigenears.explained_variance_ratio_
-    write_json(
-        out / "eigenears.json",
-        {
-            "run": str(run_dir),
-            "checkpoint": model.checkpoint,
-            "split": split,
-            "n_samples": len(images),
-            "latent_dim": model.latent_dim,
-            "explained_variance_ratio": [float(r) for r in ratios],
-            "pc1": float(ratios[0]),
-            "pc_first5": float(ratios[:5].sum()),
-        },
+    report = write_report(
+        eigenears,
+        codes,
+        ears,
+        out,
+        facts | {"latent_dim": model.latent_dim},
+        bootstrap=bootstrap,
+        permutations=permutations,
     )
-    figures.save_figure(figures.traversals(eigenears), out / "traversals")
-    figures.save_figure(figures.scree(ratios), out / "scree")
     logger.info(
         "PC1 explains %.1f %% of the codes' variance, the first five %.1f %%",
-        100 * ratios[0],
-        100 * ratios[:5].sum(),
+        100 * report["pc1"],
+        100 * report["pc_first5"],
     )
     return eigenears
 
@@ -215,24 +323,96 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     parser = Parser(
         prog="jaxear eigenears",
-        description="Fit the eigenears of a trained model (PCA of its latent means) and draw them: "
-        "traversals from -3 to +3 standard deviations, a scree plot, and the numbers. "
-        "Everything goes to RUN/eigenears/.",
+        description="Fit eigenears, the principal directions in which ears vary, draw them and "
+        "test them. With --run, they are those of a trained model's latent means; with --run and "
+        "--pixels, or with --data alone, those of the pixels themselves: classic eigenears, which "
+        "a model has to surpass. Written are the components (eigenears.safetensors), their "
+        "numbers (eigenears.json), every ear's scores (scores.csv), figures as PNG and PDF "
+        "(traversals, atlas, scree, scores, neighbours, meaning), and an animation of each "
+        "component (components/pc01.gif, ...).",
     )
-    parser.add_argument("--run", type=str, required=True, help="the run's directory.")
-    parser.add_argument("--split", type=str, default="train", help="train, val, test or all.")
+    parser.add_argument("--run", type=str, default=None, help="the run's directory.")
+    parser.add_argument(
+        "--data",
+        type=str,
+        default=None,
+        help="photographs, other than the run's own or without a run; needs --out.",
+    )
+    parser.add_argument(
+        "--pixels", action="store_true", help="of the run's photographs, not of its model's codes."
+    )
+    parser.add_argument(
+        "--out",
+        type=str,
+        default=None,
+        help="where to write; by default RUN/eigenears, or RUN/eigenears_pixels with --pixels.",
+    )
+    parser.add_argument(
+        "--split",
+        type=str,
+        default=None,
+        help="train, val, test or all; by default train, and all of --data.",
+    )
+    parser.add_argument(
+        "--image_size",
+        type=Optional[int],  # noqa: UP045  (as jsonargparse shows it)
+        default=None,
+        help="without a run: side of the images in pixels, 128 by default.",
+    )
     parser.add_argument("--n_components", type=int, default=16, help="how many to keep.")
     parser.add_argument("--checkpoint", type=str, default="best", help="best, latest or a step.")
+    parser.add_argument(
+        "--bootstrap",
+        type=int,
+        default=200,
+        help="draws of subjects for the confidence intervals of explained variance; 0 makes none.",
+    )
+    parser.add_argument(
+        "--permutations",
+        type=int,
+        default=100,
+        help="draws for the test of how many components are more than chance; 0 does without.",
+    )
 
     def command() -> None:
         options = parser.parse(argv)
-        write_eigenears(
-            options.run,
-            split=options.split,
-            n_components=options.n_components,
-            checkpoint=options.checkpoint,
-        )
-        print(json.dumps(json.loads((Path(options.run) / "eigenears/eigenears.json").read_text())))
+        for name in ("bootstrap", "permutations"):
+            if getattr(options, name) < 0:
+                raise UserError(f"--{name} must be 0 or more, not {getattr(options, name)}.")
+        common = {
+            "n_components": options.n_components,
+            "bootstrap": options.bootstrap,
+            "permutations": options.permutations,
+        }
+        if options.run is None:
+            if options.data is None or options.out is None:
+                raise UserError(
+                    "Give --run RUN for the eigenears of a model, or --data DIR --out DIR for "
+                    "those of the pixels of photographs."
+                )
+            out = options.out
+            write_pixel_eigenears(
+                options.data,
+                out,
+                split=options.split or "all",
+                image_size=options.image_size,
+                **common,
+            )
+        else:
+            if options.image_size is not None:
+                raise UserError("--image-size is for --data without --run: a run has its own.")
+            name = "eigenears_pixels" if options.pixels else "eigenears"
+            out = options.out or str(Path(options.run) / name)
+            write_eigenears(
+                options.run,
+                split=options.split,
+                checkpoint=options.checkpoint,
+                data=options.data,
+                pixels=options.pixels,
+                out=options.out,
+                **common,
+            )
+        print_report(read_json(Path(out) / "eigenears.json"), Path(out), Console())
 
     return run_command(command)
 

@@ -1,21 +1,18 @@
-"""The pictures: for the screen as PNG, for print as PDF."""
+"""What all pictures have in common: for the screen as PNG, for print as PDF; grids; animations."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from PIL import Image
+from PIL import Image, ImageDraw
 
-if TYPE_CHECKING:
-    from jaxear.eigenears import EigenEars
-
-TRAVERSAL = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0)
 DPI = 200
+
+FRAME_MS = 60
+HOLD_MS = 480
+TRACK = 12  # height of the strip below an animation that shows the score, in pixels
 
 
 def to_uint8(images: np.ndarray) -> np.ndarray:
@@ -33,10 +30,16 @@ def save_image(path: Path, image: np.ndarray) -> None:
 
 
 def save_figure(figure: Figure, stem: Path) -> None:
-    """Write a figure as `stem`.png and `stem`.pdf; makes the folder."""
+    """Write a figure as `stem`.png and `stem`.pdf; makes the folder.
+
+    The PDF holds the figure's pictures in their own pixels, for the printer to resample.
+    """
     stem.parent.mkdir(parents=True, exist_ok=True)
-    for suffix in (".png", ".pdf"):
-        figure.savefig(stem.with_suffix(suffix), dpi=DPI)
+    figure.savefig(stem.with_suffix(".png"), dpi=DPI)
+    for axes in figure.axes:
+        for image in axes.images:
+            image.set_interpolation("none")
+    figure.savefig(stem.with_suffix(".pdf"), dpi=DPI)
 
 
 def reconstruction_grid(images: np.ndarray, reconstructions: np.ndarray) -> np.ndarray:
@@ -46,70 +49,76 @@ def reconstruction_grid(images: np.ndarray, reconstructions: np.ndarray) -> np.n
     return np.concatenate([np.concatenate(list(row), axis=1) for row in padded], axis=0)
 
 
-def traversals(eigenears: EigenEars, n_components: int = 8) -> Figure:
-    """Each component from -3 to +3 standard deviations, and where the two ends differ.
+class Sheet:
+    """A figure of pictures and words, placed in inches from its upper left corner.
 
-    The last column is the luminance at +3 minus that at -3: red is brighter at the positive end,
-    blue darker, all rows on one scale.
+    One axes holds them all, as an axes for each picture takes many times as long to draw.
     """
-    n = min(n_components, eigenears.n_components)
-    rows = [eigenears.traverse(component, TRAVERSAL) for component in range(n)]
-    differences = [(row[-1] - row[0]).mean(axis=-1) for row in rows]
-    limit = max(float(np.abs(difference).max()) for difference in differences)
-    scale = Normalize(-limit, limit)
-    columns = len(TRAVERSAL) + 1
-    cell, left, top, bottom = 0.86, 0.95, 0.3, 0.45
-    width, height = left + columns * cell + 0.25, top + n * cell + bottom
-    figure = Figure(figsize=(width, height))
-    for i, row in enumerate(rows):
-        for j in range(columns):
-            x = (left + j * cell + (0.08 if j == columns - 1 else 0)) / width
-            y = (bottom + (n - 1 - i) * cell) / height
-            axes = figure.add_axes((x, y, 0.97 * cell / width, 0.97 * cell / height))
-            axes.set_axis_off()
-            if j < len(TRAVERSAL):
-                axes.imshow(to_uint8(row[j]), interpolation="lanczos")
-                title = "mean" if TRAVERSAL[j] == 0 else f"{TRAVERSAL[j]:+.0f} SD"
-            else:
-                axes.imshow(differences[i], cmap="RdBu_r", norm=scale)
-                title = "difference"
-            if i == 0:
-                axes.set_title(title, fontsize=8, pad=3)
-        share = 100 * eigenears.explained_variance_ratio_[i]
-        figure.text(
-            (left - 0.1) / width,
-            (bottom + (n - 0.5 - i) * cell) / height,
-            f"PC{i + 1}\n{share:.1f} %",
-            ha="right",
-            va="center",
-            fontsize=8,
+
+    def __init__(self, width: float, height: float):
+        self.figure = Figure(figsize=(width, height))
+        self.axes = self.figure.add_axes((0, 0, 1, 1))
+        self.axes.set_xlim(0, width)
+        self.axes.set_ylim(height, 0)
+        self.axes.set_axis_off()
+
+    def picture(self, image: np.ndarray, x: float, y: float, size: float, **options) -> None:
+        """A square picture whose upper left corner is at (x, y); options are those of imshow."""
+        extent = (x, x + size, y + size, y)
+        self.axes.imshow(image, extent=extent, aspect="auto", interpolation="lanczos", **options)
+
+    def text(self, words: str, x: float, y: float, **options) -> None:
+        """Words at (x, y), centred there unless options, which are those of Text, say otherwise."""
+        centred = {"ha": "center", "va": "center", "fontsize": 7}
+        self.axes.text(x, y, words, **(centred | options))
+
+    def line(self, x0: float, x1: float, y: float) -> None:
+        """A thin rule from (x0, y) to (x1, y)."""
+        self.axes.plot([x0, x1], [y, y], color="0.3", lw=0.6, solid_capstyle="butt")
+
+
+def save_animation(path: Path, frames: np.ndarray, scores: np.ndarray, *, side: int = 192) -> None:
+    """Write an endless GIF that goes through the frames and back, a little slower at both ends.
+
+    A strip below the picture has a mark at the place of the frame's score.
+
+    Args:
+        path: of the file; its folder is made.
+        frames: [m, H, W, 3], two at least, from one end to the other.
+        scores: of the frames, rising, [m].
+        side: width of the animation in pixels.
+    """
+    framed = [
+        _with_track(
+            Image.fromarray(frame).resize((side, side), Image.Resampling.LANCZOS),
+            (score - scores[0]) / (scores[-1] - scores[0]),
         )
-    bar = figure.add_axes(
-        ((left + 7 * cell + 0.08) / width, 0.27 / height, 0.83 / width, 0.07 / height)
+        for frame, score in zip(to_uint8(frames), scores, strict=True)
+    ]
+    # One palette for all frames: where each has its own, what stands still flickers.
+    small = [f.resize((f.width // 2, f.height // 2), Image.Resampling.NEAREST) for f in framed]
+    together = Image.fromarray(np.concatenate([np.asarray(f) for f in small]))
+    palette = together.quantize(256, method=Image.Quantize.MEDIANCUT)
+    drawn = [f.quantize(palette=palette, dither=Image.Dither.NONE) for f in framed]
+    there_and_back = [*drawn, *drawn[-2:0:-1]]
+    durations = [FRAME_MS] * len(there_and_back)
+    durations[0] = durations[len(drawn) - 1] = HOLD_MS
+    path.parent.mkdir(parents=True, exist_ok=True)
+    there_and_back[0].save(
+        path, save_all=True, append_images=there_and_back[1:], duration=durations, loop=0
     )
-    figure.colorbar(ScalarMappable(scale, "RdBu_r"), cax=bar, orientation="horizontal")
-    bar.set_xticks([-limit, 0, limit], [f"{-limit:.1f}", "0", f"{limit:.1f}"])
-    bar.tick_params(labelsize=6, length=2, pad=1)
-    return figure
 
 
-def scree(ratios: np.ndarray) -> Figure:
-    """Share of the codes' variance that each component explains, and their running total."""
-    numbers = np.arange(1, len(ratios) + 1)
-    figure = Figure(figsize=(4.6, 3.0), layout="constrained")
-    axes = figure.add_subplot()
-    axes.bar(numbers, 100 * ratios, color="#4878a8", label="each component")
-    axes.set_xlabel("Component")
-    axes.set_ylabel("Explained variance (%)")
-    axes.set_xticks(numbers if len(numbers) <= 20 else numbers[:: len(numbers) // 10])
-    total = axes.twinx()
-    total.plot(numbers, 100 * np.cumsum(ratios), "o-", color="#b04a3a", ms=3, lw=1, label="total")
-    total.set_ylabel("Cumulative (%)")
-    total.set_ylim(0, 100)
-    for side in (axes, total):
-        side.spines["top"].set_visible(False)
-    handles = [*axes.get_legend_handles_labels()[0], *total.get_legend_handles_labels()[0]]
-    axes.legend(
-        handles, ["each component", "running total"], frameon=False, loc="center right", fontsize=8
-    )
-    return figure
+def _with_track(picture: Image.Image, share: float) -> Image.Image:
+    """The picture above a track with a mark at a share of its length."""
+    side = picture.width
+    framed = Image.new("RGB", (side, side + TRACK), "white")
+    framed.paste(picture)
+    draw = ImageDraw.Draw(framed)
+    left, right, middle = 8, side - 9, side + TRACK // 2
+    draw.line((left, middle, right, middle), fill="#999999")
+    for tick in np.linspace(left, right, 7):
+        draw.line((tick, middle - 2, tick, middle + 2), fill="#999999")
+    x = left + share * (right - left)
+    draw.ellipse((x - 4, middle - 4, x + 4, middle + 4), fill="#000000")
+    return framed

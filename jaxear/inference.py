@@ -13,19 +13,23 @@ from flax import nnx
 
 from jaxear.data.pipeline import padded_batches
 from jaxear.errors import UserError
+from jaxear.pixels import PixelModel
 from jaxear.vae import EarVAE
 
 BATCH_SIZE = 64
 
+Codec = EarVAE | PixelModel
+"""What turns images into codes and back."""
+
 
 def encode_images(
-    model: EarVAE, images: np.ndarray, *, batch_size: int = BATCH_SIZE
+    model: Codec, images: np.ndarray, *, batch_size: int = BATCH_SIZE
 ) -> tuple[np.ndarray, np.ndarray]:
     """Images [n, H, W, 3], uint8 or floats in [0, 1] -> mu and logvar, float32 [n, d] each."""
     return _in_batches(model, encode_arrays, np.asarray(images), batch_size)
 
 
-def decode_codes(model: EarVAE, codes: np.ndarray, *, batch_size: int = BATCH_SIZE) -> np.ndarray:
+def decode_codes(model: Codec, codes: np.ndarray, *, batch_size: int = BATCH_SIZE) -> np.ndarray:
     """Codes [n, d] -> images, float32 [n, H, W, 3] in [0, 1]."""
     return _in_batches(model, decode_arrays, np.asarray(codes, np.float32), batch_size)
 
@@ -57,7 +61,7 @@ def decode_arrays(graphdef: Any, state: Any, codes: jax.Array) -> jax.Array:
 
 
 def _in_batches(
-    model: EarVAE, function: Callable[..., Any], values: np.ndarray, batch_size: int
+    model: Codec, function: Callable[..., Any], values: np.ndarray, batch_size: int
 ) -> Any:
     if len(values) == 0:
         raise UserError("There is nothing to compute: no images or codes were given.")

@@ -8,6 +8,8 @@ import pytest
 
 import jaxear
 from jaxear.data.pipeline import load_split, padded_batches
+from jaxear.eigenears import main as eigenears_main
+from jaxear.eigenears import write_eigenears
 from jaxear.errors import UserError
 from jaxear.metrics import psnr
 from jaxear.model import load_config
@@ -35,7 +37,11 @@ def test_a_run_leaves_what_it_promises(finished):
         "samples/epoch_0003.png",
         "eigenears/traversals.png",
         "eigenears/traversals.pdf",
+        "eigenears/atlas.png",
+        "eigenears/neighbours.pdf",
         "eigenears/scree.png",
+        "eigenears/scores.csv",
+        "eigenears/components/pc08.gif",
         "eigenears/eigenears.json",
     ):
         assert (finished / name).stat().st_size > 0, name
@@ -53,6 +59,27 @@ def test_a_run_leaves_what_it_promises(finished):
     assert promised <= summary.keys()
     assert summary["backbone"] == "sam_vit_b"
     assert summary["val_psnr"] == pytest.approx(float(rows[-1]["val_psnr"]))
+
+
+def test_eigenears_are_loaded_and_those_of_pixels_lie_beside_them(finished, monkeypatch):
+    path = finished / "eigenears" / "eigenears.safetensors"
+    ears = jaxear.EigenEars.load(path)
+    report = json.loads(path.with_suffix(".json").read_text())
+    images = load_split(load_config(finished), "train", progress=False).images
+    np.testing.assert_allclose(ears.project(images).std(axis=0, ddof=1), 1, atol=1e-3)
+    assert report["model"] == "sam"
+    assert len(report["explained_variance_ratio_ci95"]) == ears.n_components == 8
+
+    monkeypatch.setattr("jaxear.eigenear_report.save_figure", lambda *args: None)
+    monkeypatch.setattr("jaxear.eigenear_report.save_animation", lambda *args: None)
+    arguments = ["--pixels", "--n-components", "2", "--bootstrap", "0", "--permutations", "0"]
+    assert eigenears_main(["--run", str(finished), *arguments]) == 0
+    classic = jaxear.EigenEars.load(finished / "eigenears_pixels" / "eigenears.safetensors")
+    assert isinstance(classic.model, jaxear.PixelModel)
+    assert classic.components_.shape == (2, 32 * 32 * 3)
+    assert json.loads(path.with_suffix(".json").read_text()) == report
+    with pytest.raises(UserError, match="--out DIR"):
+        write_eigenears(finished, data="others")
 
 
 def test_a_finished_run_is_not_overwritten(finished):
