@@ -27,8 +27,9 @@ from jaxear.assessment.timing import machine, time_coder
 from jaxear.backbones.registry import get_spec
 from jaxear.command import run_command
 from jaxear.config import TrainConfig
-from jaxear.data.pipeline import load_split
+from jaxear.data.pipeline import load_split, padded_batches
 from jaxear.errors import UserError, WeightsNotFoundError
+from jaxear.inference import BATCH_SIZE
 from jaxear.metrics import active_units
 from jaxear.model import load_config, load_model
 from jaxear.options import Parser
@@ -194,7 +195,10 @@ def _notes(about: dict[str, Any], coders: dict[str, Coder], images: np.ndarray) 
             f"{about['n_subjects']} subjects: with fewer than {FEW_SUBJECTS} the intervals come "
             "out too narrow"
         )
-    grey = int(np.sum(np.all(images == images[..., :1], axis=(1, 2, 3))))
+    # In the middle, as what squares a photograph by padding it has a colour
+    h, w = (side // 4 for side in images.shape[1:3])
+    middle = images[:, h : 3 * h, w : 3 * w]
+    grey = int(np.sum(np.all(middle == middle[..., :1], axis=(1, 2, 3))))
     if grey:
         notes.append(f"{grey} of the ears are grey pictures; colour that is put in is an error")
     return notes
@@ -208,7 +212,8 @@ def _examples(
 ) -> list[Example]:
     """The ears that the model does best, worst and in between, with their reconstructions."""
     groups, rows = zip(*choose_examples(values["model"]["psnr"], subjects), strict=True)
-    shown = images[list(rows)]
+    # A batch of the size that they were measured in, which is compiled already
+    shown, _ = next(padded_batches(images[list(rows)], min(BATCH_SIZE, len(images))))
     made = {k: np.asarray(coder.decode(coder.encode(shown).mean)) for k, coder in coders.items()}
     return [
         Example(

@@ -25,6 +25,7 @@ from jaxear.assessment.stability import PERTURBATIONS
 from jaxear.data.pipeline import load_split
 from jaxear.errors import UserError
 from jaxear.evaluate import _notes, default_folder, evaluate, main, subjects_seen
+from jaxear.inference import decode_codes, encode_images
 from jaxear.model import load_config
 from tests.assessment.test_recognition import plain_figures
 from tests.test_metrics import plain_ms_ssim
@@ -78,13 +79,13 @@ class Plain:
     def encode(self, coder: str, images: np.ndarray) -> np.ndarray:
         if coder == "pca":
             return self.pca.transform(images.reshape(len(images), -1) / 255)
-        return np.asarray(self.model.encode(images / np.float32(255))[0], np.float64)
+        return encode_images(self.model, images)[0].astype(np.float64)
 
     def decode(self, coder: str, codes: np.ndarray) -> np.ndarray:
         if coder == "pca":
             flat = np.clip(self.pca.inverse_transform(codes), 0, 1)
             return flat.reshape(len(codes), *self.images.shape[1:])
-        return np.asarray(self.model.decode(codes.astype(np.float32)), np.float64)
+        return decode_codes(self.model, codes).astype(np.float64)
 
 
 @pytest.fixture(scope="module")
@@ -173,9 +174,7 @@ def test_what_every_ear_has_is_measured(report, plain, expected):
 
 
 def test_the_code_is_measured(report, plain):
-    mu, logvar = (
-        np.asarray(x, np.float64) for x in plain.model.encode(plain.images / np.float32(255))
-    )
+    mu, logvar = (x.astype(np.float64) for x in encode_images(plain.model, plain.images))
     kl = 0.5 * (mu**2 + np.exp(logvar) - 1 - logvar).sum(axis=1)
     figures = report["measures"]["model"]
     assert figures["kl"]["value"] == pytest.approx(kl.mean(), rel=1e-4)
@@ -331,10 +330,10 @@ def test_ears_of_subjects_with_one_image_have_no_identity(finished, evaluation, 
 
 
 def test_one_subject_has_means_and_no_intervals(finished, evaluation, tmp_path):
-    """Its ears are grey pictures."""
+    """Its ears are grey pictures, wider than high."""
     lines = ["path,subject"]
     for i, record in enumerate(evaluation.records):
-        Image.open(record.path).convert("L").save(tmp_path / f"{i}.png")
+        Image.open(record.path).convert("L").resize((40, 30)).save(tmp_path / f"{i}.png")
         lines.append(f"{i}.png,somebody")
     (tmp_path / "one.csv").write_text("\n".join(lines))
     one = evaluate(finished, data=str(tmp_path / "one.csv"), repeats=0, progress=False)

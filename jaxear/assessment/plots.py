@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter
 
 from jaxear.assessment.measures import Estimate
 from jaxear.figures import to_uint8
@@ -113,16 +113,17 @@ def recognition(
     cmc, roc = figure.subplots(1, 2)
     for coder, of in curves.items():
         style: dict[str, Any] = STYLES[coder]
-        ranks = np.arange(1, len(of["cmc"]["value"]) + 1)
+        x = np.arange(1, len(of["cmc"]["value"]) + 1)
         label = f"{names[coder]}: rank-1 {_percent(estimates[coder]['rank1'])}"
-        _band(cmc, ranks, of["cmc"], label, **style, markersize=3)
+        _band(cmc, x, of["cmc"], label, **style, markersize=3)
         label = f"{names[coder]}: EER {_percent(estimates[coder]['eer'])}"
         _band(roc, 100 * np.asarray(of["roc"]["far"]), of["roc"], label, color=style["color"])
     cmc.set_xlabel("Rank")
     cmc.set_ylabel("Identification rate (%)")
     lowest = min(min(of["cmc"]["low"]) for of in curves.values())
     cmc.set_ylim(max(0, 10 * np.floor(10 * lowest) - 10), 101)
-    cmc.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ranks = len(next(iter(curves.values()))["cmc"]["value"])
+    cmc.set_xticks([1, *range(5, ranks + 1, 5)] if ranks > 10 else range(1, ranks + 1))
     far = 100 * np.asarray(next(iter(curves.values()))["roc"]["far"])
     roc.plot(far, far, ":", color="0.6", lw=0.8, zorder=0)
     roc.set_xscale("log")
