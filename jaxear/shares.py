@@ -34,15 +34,19 @@ class Shares(NamedTuple):
 def polynomials(values: np.ndarray, degree: int = DEGREE) -> np.ndarray:
     """Values [n] as orthonormal columns [n, degree]: their linear, quadratic, ... part.
 
-    Standardised first, and cut off at 4 standard deviations lest one outlier steer the fit. Columns
-    that say nothing new are 0: all of a constant's, all but the first of two values'.
+    First they are cut off at 4 standard deviations from the median, as the middle 68 % of them tell
+    these, lest one outlier steer the fit. Columns that say nothing new are 0: all of a constant's,
+    all but the first of two values'.
     """
     values = np.asarray(values, np.float64)
     columns = np.zeros((len(values), degree))
-    spread = values.std()
-    if spread < 1e-9 * (1 + np.abs(values).max()):
+    tiny = 1e-9 * (1 + np.abs(values).max())
+    if values.std() < tiny:
         return columns
-    z = np.clip((values - values.mean()) / spread, -4, 4)
+    low, middle, high = np.quantile(values, [0.16, 0.5, 0.84])
+    spread = (high - low) / 2
+    z = (values - middle) / (spread if spread > tiny else values.std())
+    z = np.clip(z, -4, 4)
     basis = [np.full(len(z), len(z) ** -0.5)]
     for power in range(1, degree + 1):
         column = z**power
