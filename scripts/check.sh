@@ -8,7 +8,7 @@ environment=$(mktemp -d)
 trap 'rm -rf "$environment"' EXIT
 python3 -m venv "$environment"
 PATH="$environment/bin:$PATH"
-pip install --quiet --constraint constraints.txt torch torchvision --editable '.[dev]'
+pip install --quiet --no-compile --constraint constraints.txt torch torchvision --editable '.[dev]'
 
 ruff check .
 ruff format --check .
