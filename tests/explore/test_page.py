@@ -58,6 +58,19 @@ STOPWATCH = """() => {
 }"""
 
 
+# What lies over the ear, looked for at points all over it.
+COVERED = """() => {
+  const stage = document.querySelector("#stage");
+  const {x, y, width, height} = document.querySelector("#ear img").getBoundingClientRect();
+  const found = [];
+  for (let i = 1; i < 20; i++) for (let j = 1; j < 20; j++) {
+    const top = document.elementFromPoint(x + width * i / 20, y + height * j / 20);
+    if (!stage.contains(top)) found.push(top.outerHTML.slice(0, 80));
+  }
+  return found;
+}"""
+
+
 @pytest.fixture(scope="module")
 def explorer():
     """A random model of the quick start's size, on twelve synthetic ears."""
@@ -126,7 +139,10 @@ def tab(address):
 def page(tab):
     page, _ = tab
     page.set_viewport_size({"width": 1360, "height": 850})
-    page.locator("#to-mean").click()
+    # Its answer, too: it would wipe out what a test has shown meanwhile.
+    with page.expect_response(lambda response: "/run/" in response.url) as answer:
+        page.locator("#to-mean").click()
+    answer.value.finished()
     sync_api.expect(caption(page)).to_have_text("The mean ear")
     return page
 
@@ -335,6 +351,7 @@ def test_narrow_screens(page, size):
         slider(page, 7).scroll_into_view_if_needed()
         assert page.locator("#ear img").bounding_box()["y"] >= 0
         assert page.locator("#ear img").bounding_box()["y"] < 60
+        assert page.evaluate(COVERED) == []
 
 
 def test_nothing_is_asked_for_elsewhere(page, tab, address):
