@@ -94,10 +94,11 @@ def test_two_subjects_tell_nothing_of_others():
 def test_wide_codes_have_the_intervals_of_all_their_columns(monkeypatch):
     # The first 20 coordinates leave an eighth of the variance out or more, which counts, too.
     codes, subjects = normal(np.append([30, 20, 12, 8], np.full(116, 0.2)), 120)
-    expected = confidence_intervals(codes, subjects, 4)
+    expected = confidence_intervals(codes, subjects, 4, draws=40)
     monkeypatch.setattr(significance, "MAX_COLUMNS", 100)
     monkeypatch.setattr(significance, "LEADING", 20)
-    np.testing.assert_allclose(confidence_intervals(codes, subjects, 4), expected, rtol=0.03)
+    found = confidence_intervals(codes, subjects, 4, draws=40)
+    np.testing.assert_allclose(found, expected, rtol=0.03)
 
 
 @pytest.mark.parametrize("n", [200, 60])
