@@ -87,7 +87,8 @@ def create_app(explorer: Explorer) -> fastapi.FastAPI:
 
     return gr.mount_gradio_app(
         app, build(explorer), path="/", theme=theme, css_paths=CSS, head=_HEAD,
-        max_file_size=MAX_BYTES, ssr_mode=False, pwa=False, mcp_server=False, enable_monitoring=False,
+        max_file_size=MAX_BYTES, ssr_mode=False, pwa=False, mcp_server=False,
+        enable_monitoring=False,
     )  # fmt: skip
 
 
