@@ -27,6 +27,11 @@ _POLICY = (
     "form-action 'self'; frame-ancestors 'self'; base-uri 'self'"
 )
 
+# Gradio applies a style sheet to what lies inside its main element; this is about the element.
+_HEAD = """<style>
+@media (max-width: 640px) { .gradio-container .main.main { padding: 0.3rem !important; } }
+</style>"""
+
 _FONT = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")  # the reader's own
 
 
@@ -81,8 +86,9 @@ def create_app(explorer: Explorer) -> fastapi.FastAPI:
         return response
 
     return gr.mount_gradio_app(
-        app, build(explorer), path="/", theme=theme, css_paths=CSS, max_file_size=MAX_BYTES,
-        ssr_mode=False, pwa=False, mcp_server=False, enable_monitoring=False,
+        app, build(explorer), path="/", theme=theme, css_paths=CSS, head=_HEAD,
+        max_file_size=MAX_BYTES, ssr_mode=False, pwa=False, mcp_server=False,
+        enable_monitoring=False,
     )  # fmt: skip
 
 

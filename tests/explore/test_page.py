@@ -352,6 +352,7 @@ def test_narrow_screens(page, size):
         assert page.locator("#ear img").bounding_box()["y"] >= 0
         assert page.locator("#ear img").bounding_box()["y"] < 60
         assert page.evaluate(COVERED) == []
+        assert slider(page, 7).bounding_box()["width"] > 290
 
 
 def test_nothing_is_asked_for_elsewhere(page, tab, address):
