@@ -60,9 +60,10 @@ class Settings:
     box_margin: float = 0.0
     mirror_left: bool = True
 
-    def prepare(self, record: Record, content: bytes) -> np.ndarray:
-        """The picture, uint8 [image_size, image_size, 3], of a record whose file holds `content`;
-        raises `ImageError`.
+    def prepare(self, record: Record, content: bytes | None = None) -> np.ndarray:
+        """The record's picture, uint8 [image_size, image_size, 3]; raises `ImageError`.
+
+        `content` is what the record's file holds, where it has been read already.
         """
         return prepare_image(
             record,

@@ -235,7 +235,7 @@ def _slider(
 
 
 def _headline(explorer: Explorer) -> str:
-    run = html.escape(str(explorer.eigenears.model.run_dir))
+    run = html.escape(str(explorer.model.run_dir))
     total = 100 * float(explorer.eigenears.explained_variance_ratio_.sum())
     where = "fitted just now to the training ears of" if explorer.fitted else "of"
     return (
@@ -298,7 +298,7 @@ def _neighbours(explorer: Explorer, ear: Ear, values: Any, metric: Any) -> str:
 
 
 def _notes(explorer: Explorer, ear: Ear, values: Any) -> dict[str, str]:
-    model = explorer.eigenears.model
+    model = explorer.model
     scores = explorer.scores(explorer.moved(ear, values))
     return {
         "Software": "jaxear",

@@ -24,6 +24,7 @@ from jaxear.errors import UserError
 from jaxear.figures import to_uint8
 from jaxear.inference import encode_images
 from jaxear.model import load_config, load_model
+from jaxear.vae import EarVAE
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +76,9 @@ class Explorer:
         config: how the run prepares its pictures.
         ears: ears of the run to compare with and to start from; may be None.
         fitted: whether the components were fitted just now, for want of a file of them.
+
+    Raises:
+        UserError: they are eigenears of pixels.
     """
 
     def __init__(
@@ -85,7 +89,10 @@ class Explorer:
         *,
         fitted: bool = False,
     ):
+        if not isinstance(eigenears.model, EarVAE):
+            raise UserError("The explorer shows the eigenears of a trained model, not of pixels.")
         self.eigenears = eigenears
+        self.model = eigenears.model
         self.fitted = fitted
         self.names = [] if ears is None else [_name(record) for record in ears.records]
         self._settings = settings_of(config)
@@ -94,12 +101,12 @@ class Explorer:
         self._codes = (
             np.empty((0, len(eigenears.mean_)), np.float32)
             if ears is None
-            else encode_images(eigenears.model, ears.images)[0]
+            else encode_images(self.model, ears.images)[0]
         )
         self._scores = self.scores(self._codes)
         # The decoder alone and taken apart once: at every picture, jaxear.inference would take the
         # whole model apart and hand all of it over, which costs more than a small decoder does.
-        self._graphdef, self._decoder = nnx.split(eigenears.model.decoder)
+        self._graphdef, self._decoder = nnx.split(self.model.decoder)
 
     @classmethod
     def open(cls, run_dir: str | Path, *, n_ears: int = 1000, progress: bool = True) -> Explorer:
@@ -156,7 +163,7 @@ class Explorer:
         """Compile what the page needs, for one ear at a time."""
         size = self._settings.image_size
         self.picture(self.eigenears.mean_)
-        encode_images(self.eigenears.model, np.zeros((1, size, size, 3), np.uint8))
+        encode_images(self.model, np.zeros((1, size, size, 3), np.uint8))
 
     # Ears to start from.
 
@@ -198,7 +205,7 @@ class Explorer:
                 f"{path.name} cannot be used: {error.reason.rstrip('.')}. {advice}, of at most "
                 f"{MAX_PIXELS / 1e6:.0f} megapixels."
             ) from error
-        code = encode_images(self.eigenears.model, photo[None])[0][0]
+        code = encode_images(self.model, photo[None])[0][0]
         return self._ear(path.name, code, photo=photo)
 
     def morph(self, a: Ear, b: Ear, share: float) -> Ear:
