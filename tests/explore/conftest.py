@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -19,6 +22,16 @@ from jaxear.model import create_vae
 from jaxear.training.checkpoints import Checkpoints
 from jaxear.training.state import Partition, Skeleton, create_state, split_model
 from tests.training.tiny import tiny
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _loops_left_open() -> Iterator[None]:
+    """Gradio makes event loops that it never closes. They go now, or a later test would be blamed:
+    the test that happens to run when they are collected."""
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
 
 
 def random_leaves(config: TrainConfig) -> tuple[Skeleton, Partition]:

@@ -8,6 +8,9 @@ import pytest
 from jaxear.cli import main as jaxear
 from jaxear.explore.__main__ import main
 
+# Gradio makes an event loop that it never closes.
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+
 
 def test_help(capsys):
     with pytest.raises(SystemExit) as caught:

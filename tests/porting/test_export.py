@@ -23,7 +23,7 @@ from porting import export
 from porting.export import export_encoder, load_call, save_state
 from porting.timm_models import PORTS
 from tests.torch_reference import import_timm, numpy_state, relative_error, torch
-from tests.training.tiny import TINY_SAM, tiny
+from tests.training.tiny import TINY_SAM, quick_compilation, tiny, without_eigenears
 
 pytestmark = pytest.mark.torch
 
@@ -159,7 +159,8 @@ def test_the_command_writes_an_encoder_of_a_run_and_says_how_to_load_it(
     run, out = tmp_path / "run", tmp_path / "encoder.pth"
     options = {"backbones": ["sam", "sam_large"], "sam": TINY_SAM, "sam_large": TINY_SAM}
     config = tiny(photographs, run, backbone="hybrid", backbone_options=options, epochs=1)
-    train(config, progress=False)
+    with quick_compilation(), without_eigenears():
+        train(config, progress=False)
 
     assert export.main(["--run", str(run), "--out", str(out)]) == 2
     assert "Say which backbone by --part: sam_vit_b, sam_vit_l." in capsys.readouterr().err
