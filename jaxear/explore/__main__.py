@@ -51,7 +51,7 @@ def explore(argv: Sequence[str] | None) -> None:
     try:
         from jaxear.explore.server import bind, serve
     except ModuleNotFoundError as error:
-        if error.name != "gradio":
+        if error.name not in ("gradio", "fastapi", "uvicorn"):  # Gradio brings the other two
             raise
         raise UserError("The explorer needs Gradio: pip install 'jaxear[explore]'.") from None
     from jaxear.explore.session import Explorer

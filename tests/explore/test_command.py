@@ -21,10 +21,11 @@ def test_help(capsys):
         assert flag in text
 
 
-def test_without_gradio_it_says_how_to_get_it(monkeypatch, capsys):
+@pytest.mark.parametrize("missing", ["gradio", "fastapi"])
+def test_without_gradio_it_says_how_to_get_it(monkeypatch, capsys, missing):
     for name in ("jaxear.explore.server", "jaxear.explore.page"):
         monkeypatch.delitem(sys.modules, name, raising=False)
-    monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.setitem(sys.modules, missing, None)
     assert main(["--run", "runs/none"]) == 2
     assert "pip install 'jaxear[explore]'" in capsys.readouterr().err
 
