@@ -26,6 +26,7 @@ from jaxear.data.pipeline import load_split
 from jaxear.data.store import is_store, open_store
 from jaxear.eigenear_report import print_report, write_report
 from jaxear.errors import UserError
+from jaxear.files import replacing
 from jaxear.inference import Codec, decode_codes, encode_images
 from jaxear.model import load_config, load_model
 from jaxear.options import Parser
@@ -155,16 +156,14 @@ class EigenEars:
             }
         else:
             raise UserError("Only eigenears of a model made by load_model(run_dir) can be saved.")
-        path.parent.mkdir(parents=True, exist_ok=True)
         arrays = {
             "mean": self.mean_,
             "components": self.components_,
             "explained_variance": self.explained_variance_,
             "explained_variance_ratio": self.explained_variance_ratio_,
         }
-        temporary = path.with_name(path.name + ".tmp")
-        save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, temporary, metadata)
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, temporary, metadata)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], model: Codec | None = None) -> EigenEars:
