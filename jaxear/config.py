@@ -29,6 +29,10 @@ class DataConfig:
         val_fraction: share of the subjects to validate on.
         test_fraction: share of the subjects to keep aside for evaluation.
         split_seed: decides which subjects these are.
+        test_subjects: the subjects to keep aside, by name, instead of a share of them; nobody is
+            then validated on but val_subjects.
+        val_subjects: the same for validation.
+        sides: whose ears to use where the data says which they are: both, or left or right alone.
         max_bad: share of unreadable files to put up with.
         cache_dir: where prepared photographs are kept, to be read as they are needed and not to be
             decoded again; none keeps them in memory alone.
@@ -44,6 +48,9 @@ class DataConfig:
     val_fraction: float = 0.1
     test_fraction: float = 0.1
     split_seed: int = 0
+    test_subjects: list[str] = field(default_factory=list)
+    val_subjects: list[str] = field(default_factory=list)
+    sides: Literal["both", "left", "right"] = "both"
     max_bad: float = 0.05
     cache_dir: str = "~/.cache/jaxear"
     demo_ears: int = 2048
@@ -99,6 +106,11 @@ class ModelConfig:
         latent_dim: numbers in an ear's code.
         head_width: numbers that the latent head keeps of the features, over all grid cells.
         decoder_channels: channels of the decoder from its smallest grid to the image's.
+        pixel_components: principal components of the training images themselves that code and
+            decoder start from (jaxear.pixel_path), latent_dim or more; 0 has none. Reconstructions
+            are then at least those of linear PCA with as many numbers.
+        pixel_steps: steps of the training of the small network that foretells components beyond
+            latent_dim; 0 leaves linear PCA.
         dtype: of the computation; auto is bfloat16 on GPU and TPU, float32 on CPU.
         remat: compute activations again for the gradient instead of keeping them: about a third
             more time, for much less memory.
@@ -111,6 +123,8 @@ class ModelConfig:
     latent_dim: int = 512
     head_width: int = 4096
     decoder_channels: tuple[int, ...] = (512, 256, 128, 64, 32, 16)
+    pixel_components: int = 0
+    pixel_steps: int = 3000
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     remat: bool = False
 
@@ -280,6 +294,12 @@ def validate(config: TrainConfig) -> None:
         f"contrastive_temperature must be above 0, not {config.contrastive_temperature}",
     )
     at_least(1, "sample_images")
+    at_least(0, "pixel_components", "pixel_steps")
+    require(
+        config.pixel_components == 0 or config.pixel_components >= config.latent_dim,
+        f"pixel_components must be 0, or at least latent_dim ({config.latent_dim}), not "
+        f"{config.pixel_components}",
+    )
     at_least(0, "box_margin", "max_bad", "val_fraction", "test_fraction")
     at_least(0, *(f.name for f in dataclasses.fields(AugmentConfig)))
     for name in ("aug_mirror", "aug_occlusion", "aug_occlusion_size"):

@@ -16,6 +16,7 @@ from jaxear.backbones.registry import build_backbone, create_backbone
 from jaxear.config import ModelConfig, TrainConfig
 from jaxear.errors import UserError
 from jaxear.options import parse_train_options
+from jaxear.pixel_path import PixelPath
 from jaxear.training.checkpoints import Checkpoints
 from jaxear.training.state import split_model
 from jaxear.vae import (
@@ -63,23 +64,37 @@ def create_vae(
     )
     shapes = feature_shapes(backbone, size)
 
-    def random_parts(rngs: nnx.Rngs) -> tuple[LatentHead | FusedHead, Decoder]:
-        width = config.head_width
-        head = create_head(shapes, config.latent_dim, width=width, dtype=dtype, rngs=rngs)
-        channels = config.decoder_channels
-        decoder = Decoder(
+    def random_parts(
+        rngs: nnx.Rngs,
+    ) -> tuple[LatentHead | FusedHead, Decoder, PixelPath | None]:
+        correction = config.pixel_components > 0
+        head = create_head(
+            shapes,
             config.latent_dim,
-            image_size=size,
-            channels=channels,
-            remat=config.remat,
+            width=config.head_width,
+            correction=correction,
             dtype=dtype,
             rngs=rngs,
         )
-        return head, decoder
+        decoder = Decoder(
+            config.latent_dim,
+            image_size=size,
+            channels=config.decoder_channels,
+            remat=config.remat,
+            correction=correction,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        pixels = None
+        if correction:
+            pixels = PixelPath(config.pixel_components, config.latent_dim, size, rngs=rngs)
+        return head, decoder, pixels
 
     # Compiled as one program: one by one, the random draws take many times as long to compile.
-    head, decoder = (nnx.jit(random_parts) if load_weights else random_parts)(rngs)
-    model = EarVAE(LatentEncoder(backbone, head), decoder, latent_dim=config.latent_dim)
+    head, decoder, pixels = (nnx.jit(random_parts) if load_weights else random_parts)(rngs)
+    model = EarVAE(
+        LatentEncoder(backbone, head), decoder, latent_dim=config.latent_dim, pixels=pixels
+    )
     for one in model.backbones.values():
         one.encoder.remat |= config.remat
     return model

@@ -24,6 +24,7 @@ from jaxear.errors import UserError
 from jaxear.model import create_vae, load_config, random_stream
 from jaxear.options import parse_train_options
 from jaxear.perceptual import create_judge
+from jaxear.pixel_path import fit_pixel_path
 from jaxear.training import distributed
 from jaxear.training.batch import Resident
 from jaxear.training.checkpoints import BEST_METRIC, Checkpoints
@@ -92,6 +93,8 @@ def train(config: TrainConfig, *, resume: bool = False, progress: bool = True) -
 
     # Model and optimiser
     model = create_vae(config, config.image_size, rngs=random_stream(config.seed))
+    if model.pixels is not None and not resume:
+        fit_pixel_path(model.pixels, ears.images, config, progress=progress)
     model.train()
     trainable = trainable_parameters(model, config.freeze, config.image_size)
     skeleton, leaves = split_model(model, trainable)

@@ -4,6 +4,9 @@
                                                      z = mu + exp(logvar / 2) * noise
     images [b, H, W, 3] <- Decoder <---------------- z
 
+With a pixel path (`jaxear.pixel_path`), code and image start from those of linear PCA, and what is
+drawn above adds to them.
+
 Kingma & Welling, "Auto-Encoding Variational Bayes" (2014), is the source of the method.
 """
 
@@ -21,6 +24,7 @@ from jaxear.backbones.base import Backbone
 from jaxear.backbones.hybrid import HybridBackbone
 from jaxear.backbones.staged import run
 from jaxear.errors import UserError
+from jaxear.pixel_path import PixelPath
 
 # Standard deviations from 1e-3 to 55: what lies beyond is a numerical accident.
 LOGVAR_RANGE = (-14.0, 8.0)
@@ -44,7 +48,8 @@ class LatentHead(nnx.Module):
     """Features [b, h, w, c] -> mu, logvar [b, d], keeping where in the picture each feature lies.
 
     The channels are cut by a 1x1 convolution to about `width` numbers in all, whatever the grid, so
-    that every backbone meets a head of the same capacity.
+    that every backbone meets a head of the same capacity. As a correction of a code that is there
+    already (`jaxear.pixel_path`) it starts with a mean of 0.
     """
 
     def __init__(
@@ -53,6 +58,7 @@ class LatentHead(nnx.Module):
         latent_dim: int,
         *,
         width: int,
+        correction: bool = False,
         dtype: Any,
         rngs: nnx.Rngs,
     ):
@@ -61,14 +67,18 @@ class LatentHead(nnx.Module):
         squeezed = max(8, width // cells)
         self.norm = nnx.LayerNorm(channels, dtype=dtype, rngs=rngs)
         self.squeeze = nnx.Linear(channels, squeezed, dtype=dtype, rngs=rngs)
-        self.mu = nnx.Linear(cells * squeezed, latent_dim, dtype=dtype, rngs=rngs)
+        mu_init = nnx.initializers.zeros if correction else nnx.initializers.lecun_normal()
+        self.mu = nnx.Linear(
+            cells * squeezed, latent_dim, kernel_init=mu_init, dtype=dtype, rngs=rngs
+        )
         self.logvar = nnx.Linear(
             cells * squeezed,
             latent_dim,
             # Starts at a standard deviation of exp(-2): codes that carry the image from the first
-            # step, while the KL term still has something to spread.
+            # step, while the KL term still has something to spread. A correction starts at exp(-4),
+            # which costs the code that it corrects next to nothing.
             kernel_init=nnx.initializers.normal(1e-3),
-            bias_init=nnx.initializers.constant(-4.0),
+            bias_init=nnx.initializers.constant(-8.0 if correction else -4.0),
             dtype=dtype,
             rngs=rngs,
         )
@@ -93,6 +103,7 @@ class FusedHead(nnx.Module):
         latent_dim: int,
         *,
         width: int,
+        correction: bool = False,
         dtype: Any,
         rngs: nnx.Rngs,
     ):
@@ -103,7 +114,10 @@ class FusedHead(nnx.Module):
             )
         share = latent_dim // len(features)
         self.heads = nnx.List(
-            [LatentHead(shape, share, width=width, dtype=dtype, rngs=rngs) for shape in features]
+            [
+                LatentHead(shape, share, width=width, correction=correction, dtype=dtype, rngs=rngs)
+                for shape in features
+            ]
         )
         self.mu = nnx.Linear(latent_dim, latent_dim, dtype=dtype, rngs=rngs)
         # Starts by passing the heads' log-variances on as they are.
@@ -219,7 +233,7 @@ class Decoder(nnx.Module):
     A linear layer makes a small grid of `channels[0]` channels; each further entry of `channels`
     doubles the grid. Most parameters sit where the grid is small, most of the time goes where it is
     large: the last entries decide the speed. With `remat` the gradient computes the activations
-    within each block again, to save memory.
+    within each block again, to save memory. As a `correction` it starts at 0.5 everywhere.
     """
 
     def __init__(
@@ -229,6 +243,7 @@ class Decoder(nnx.Module):
         image_size: tuple[int, int],
         channels: Sequence[int],
         remat: bool = False,
+        correction: bool = False,
         dtype: Any,
         rngs: nnx.Rngs,
     ):
@@ -250,7 +265,8 @@ class Decoder(nnx.Module):
             [UpsampleConv(c, c_next, dtype=dtype, rngs=rngs) for c, c_next in pairwise(channels)]
         )
         self.norm = _group_norm(channels[-1], dtype, rngs)
-        self.out = nnx.Conv(channels[-1], 3, (3, 3), dtype=dtype, rngs=rngs)
+        out_init = nnx.initializers.zeros if correction else nnx.initializers.lecun_normal()
+        self.out = nnx.Conv(channels[-1], 3, (3, 3), kernel_init=out_init, dtype=dtype, rngs=rngs)
         self.remat = remat
         self.dtype = dtype
 
@@ -274,11 +290,19 @@ class EarVAE(nnx.Module):
         run_dir, checkpoint: the run and the step that `load_model` took it from; else None.
     """
 
-    def __init__(self, encoder: LatentEncoder, decoder: Decoder, *, latent_dim: int):
+    def __init__(
+        self,
+        encoder: LatentEncoder,
+        decoder: Decoder,
+        *,
+        latent_dim: int,
+        pixels: PixelPath | None = None,
+    ):
         self.run_dir: str | None = None
         self.checkpoint: int | None = None
         self.encoder = encoder
         self.decoder = decoder
+        self.pixels = pixels
         self.latent_dim = latent_dim
 
     @property
@@ -295,17 +319,32 @@ class EarVAE(nnx.Module):
             return {(*path, "backbones", i, "encoder"): backbone for i, backbone in parts}
         return {(*path, "encoder"): self.backbone}
 
-    def encode(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Images [b, H, W, 3] -> mean and log-variance of q(z|x), both [b, d], float32."""
-        return self.encoder(images)
+    def encode(self, images: jax.Array, features: Any | None = None) -> tuple[jax.Array, jax.Array]:
+        """Images [b, H, W, 3] -> mean and log-variance of q(z|x), both [b, d], float32.
+
+        Where the backbone's features of these images are known already they may be given.
+        """
+        mu, logvar = self.encoder(images) if features is None else self.encoder.head(features)
+        if self.pixels is None:
+            return mu, logvar
+        spread = self.pixels.spread
+        mu = spread * (self.pixels.encode(images) + mu)
+        return mu, jnp.clip(logvar + 2 * jnp.log(spread), *LOGVAR_RANGE)
 
     def decode(self, z: jax.Array) -> jax.Array:
         """Codes [b, d] -> images [b, H, W, 3] in [0, 1], float32."""
-        return self.decoder(z)
+        if self.pixels is None:
+            return self.decoder(z)
+        # The decoder's output begins at 0.5 everywhere.
+        return jnp.clip(self.pixels.decode(z) + (self.decoder(z) - 0.5), 0.0, 1.0)
 
     def reconstruct(self, images: jax.Array) -> jax.Array:
         """Images [b, H, W, 3] -> the images decoded from their mean codes."""
         return self.decode(self.encode(images)[0])
+
+    def without_encoder(self) -> EarVAE:
+        """The half that decodes, sharing its arrays: far less to hand over where that is all."""
+        return EarVAE(None, self.decoder, latent_dim=self.latent_dim, pixels=self.pixels)  # pyright: ignore
 
     def sample(self, n: int, key: jax.Array) -> jax.Array:
         """Draw n images [n, H, W, 3] from the prior, z ~ N(0, I)."""

@@ -19,7 +19,7 @@ from jaxear.data.dataset import EarImages, from_store, load_images
 from jaxear.data.progress import reading_bar
 from jaxear.data.records import Record
 from jaxear.data.sources import data_root, load_records
-from jaxear.data.splits import split_by_subject
+from jaxear.data.splits import split_by_name, split_by_subject
 from jaxear.data.store import (
     FORMAT,
     Settings,
@@ -80,9 +80,20 @@ def load_split(config: DataConfig, split: str, *, progress: bool = True) -> EarI
 
 
 def choose(records: list[Record], config: DataConfig, split: str) -> list[Record]:
-    """The records of a split, or all of them."""
+    """The records of a split, or all of them; of the sides that are used.
+
+    Raises:
+        UserError: the split is empty, or a subject that is named is not in the data.
+    """
+    if config.sides != "both":
+        records = [record for record in records if record.side == config.sides]
+        if not records:
+            raise UserError(f"--sides {config.sides}: the data has no ear known to be one.")
     if split == "all":
         return records
+    if config.test_subjects or config.val_subjects:
+        named = {"test": config.test_subjects, "val": config.val_subjects}
+        return split_by_name(records, **named).require(split)
     shares = {"val": config.val_fraction, "test": config.test_fraction}
     return split_by_subject(records, **shares, seed=config.split_seed).require(split)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from jaxear.data.records import Record
@@ -71,6 +71,29 @@ def split_by_subject(
     for name, share in (("val", val), ("test", test)):
         if share > 0 and not getattr(splits, name):
             logger.warning("no subject of %d fell into %s (share %g)", len(subjects), name, share)
+    return splits
+
+
+def split_by_name(
+    records: Iterable[Record], *, val: Collection[str] = (), test: Collection[str] = ()
+) -> Splits:
+    """Records divided by the names of their subjects, as a published protocol does; a subject in
+    neither list is trained on.
+
+    Raises `UserError` for a name in both lists or in no record, or if nobody is left to train on.
+    """
+    splits = Splits([], [], [])
+    if both := set(val) & set(test):
+        raise UserError(f"in val_subjects and in test_subjects: {', '.join(sorted(both))}")
+    unknown = set(val) | set(test)
+    for record in records:
+        unknown.discard(record.subject)
+        name = "test" if record.subject in test else "val" if record.subject in val else "train"
+        getattr(splits, name).append(record)
+    if unknown:
+        raise UserError(f"no ear in the data is of the subjects {', '.join(sorted(unknown))}")
+    if not splits.train:
+        raise UserError("nothing to train on: all subjects are in val_subjects or test_subjects")
     return splits
 
 

@@ -104,9 +104,9 @@ class Explorer:
             else encode_images(self.model, ears.images)[0]
         )
         self._scores = self.scores(self._codes)
-        # The decoder alone and taken apart once: at every picture, jaxear.inference would take the
+        # What decodes alone and taken apart once: at every picture, jaxear.inference would take the
         # whole model apart and hand all of it over, which costs more than a small decoder does.
-        self._graphdef, self._decoder = nnx.split(self.model.decoder)
+        self._graphdef, self._decoder = nnx.split(self.model.without_encoder())
 
     @classmethod
     def open(cls, run_dir: str | Path, *, n_ears: int = 1000, progress: bool = True) -> Explorer:
@@ -311,7 +311,7 @@ class Explorer:
 
 @partial(jax.jit, static_argnums=0)
 def _decode(graphdef: Any, state: Any, codes: np.ndarray) -> jax.Array:
-    return nnx.merge(graphdef, state)(codes)
+    return nnx.merge(graphdef, state).decode(codes)
 
 
 def spread(ears: EarImages, n: int) -> EarImages:

@@ -18,9 +18,9 @@ from jaxear.vae import EarVAE
 def trainable_parameters(model: EarVAE, freeze: str | int, image_size: int) -> frozenset[str]:
     """The dotted paths of the parameters that the optimiser moves.
 
-    Not among them are the backbone's stem and first N blocks, or all of it, as `freeze` says, nor
-    parameters on which no output depends: what lies deeper than the features in use gets no
-    gradient, and weight decay alone would wear it away.
+    Not among them are the backbone's stem and first N blocks, or all of it, as `freeze` says, the
+    pixel path, which is fitted before, nor parameters on which no output depends: what lies deeper
+    than the features in use gets no gradient, and weight decay alone would wear it away.
     """
     skeleton, leaves = split_model(model)
 
@@ -31,7 +31,7 @@ def trainable_parameters(model: EarVAE, freeze: str | int, image_size: int) -> f
                     return freeze == "none"
                 depth = backbone.encoder.block_index(path[len(prefix) :])
                 return int(freeze) == 0 or depth > int(freeze)
-        return True
+        return path[0] != "pixels"
 
     used = _used_leaves(skeleton, leaves, image_size)
     return frozenset(

@@ -67,7 +67,7 @@ def make_train_step(
         target, visible = to_float(images), None
         keys = jax.vmap(lambda position: jax.random.fold_in(key, position))(batch.positions)
         if batch.features is not None:
-            mu, logvar = model.encoder.head(batch.features)
+            mu, logvar = model.encode(target, batch.features)
         else:
             view = augment(target, jax.vmap(lambda k: jax.random.fold_in(k, 1))(keys), config)
             mu, logvar = model.encode(view.input)

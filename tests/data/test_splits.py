@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from jaxear.data.records import Record
-from jaxear.data.splits import split_by_subject
+from jaxear.data.splits import split_by_name, split_by_subject
 from jaxear.errors import UserError
 
 
@@ -104,3 +104,16 @@ def test_nothing_to_train_on():
 def test_impossible_shares(val, test):
     with pytest.raises(UserError, match="below 1"):
         split_by_subject(records(10), val=val, test=test)
+
+
+def test_subjects_named_for_a_split_are_all_of_it():
+    splits = split_by_name(records(4), val=["001"], test=["003"])
+    assert {r.subject for r in splits.val} == {"001"}
+    assert {r.subject for r in splits.test} == {"003"}
+    assert {r.subject for r in splits.train} == {"000", "002"}
+    with pytest.raises(UserError, match="no ear in the data is of the subjects 9"):
+        split_by_name(records(4), val=["9"])
+    with pytest.raises(UserError, match="in val_subjects and in test_subjects: 001"):
+        split_by_name(records(4), val=["001"], test=["001"])
+    with pytest.raises(UserError, match="nothing to train on"):
+        split_by_name(records(1), val=["000"])
