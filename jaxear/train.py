@@ -19,7 +19,6 @@ from jaxear.command import run_command
 from jaxear.config import TrainConfig, from_dict, validate
 from jaxear.data.pipeline import Batches, load_split
 from jaxear.data.records import subject_numbers
-from jaxear.eigenears import write_eigenears
 from jaxear.errors import UserError
 from jaxear.model import create_vae, load_config, random_stream
 from jaxear.options import parse_train_options
@@ -216,6 +215,9 @@ def train(config: TrainConfig, *, resume: bool = False, progress: bool = True) -
 
     # Eigenears of the best checkpoint
     if is_main():
+        # Imported here for the sake of the first step: statistics and figures take seconds.
+        from jaxear.eigenears import write_eigenears
+
         eigenears = write_eigenears(run_dir, progress=progress)
         ratios = eigenears.explained_variance_ratio_
         summary |= {"pc1": float(ratios[0]), "pc_first5": float(ratios[:5].sum())}

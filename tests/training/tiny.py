@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 
+import jaxear.eigenears
 import jaxear.train
 from jaxear.config import TrainConfig
 from jaxear.training.sharding import JitParallel
@@ -76,5 +77,5 @@ def without_eigenears() -> Iterator[None]:
     """In this context a run ends with its last epoch."""
     nothing = SimpleNamespace(explained_variance_ratio_=np.zeros(5))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jaxear.train, "write_eigenears", lambda *args, **kwargs: nothing)
+        patch.setattr(jaxear.eigenears, "write_eigenears", lambda *args, **kwargs: nothing)
         yield
