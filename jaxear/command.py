@@ -9,11 +9,14 @@ from collections.abc import Callable
 from rich.console import Console
 from rich.logging import RichHandler
 
+from jaxear.compilation_cache import keep_compiled_programs
 from jaxear.errors import UserError
 
 
 def run_command(command: Callable[[], None]) -> int:
     """Run a command; its exit code is 0, 2 after a user's mistake, 130 after an interruption.
+
+    What JAX compiles for it is kept on disk, for the next start.
 
     A user's mistake is told in one message on stderr, without a traceback; anything else that goes
     wrong is a fault of the program and keeps its traceback.
@@ -26,6 +29,7 @@ def run_command(command: Callable[[], None]) -> int:
     logger.propagate = False
     # Orbax speaks of its own affairs through absl; what goes wrong there is raised, too.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
+    keep_compiled_programs()
     try:
         command()
     except UserError as error:

@@ -13,6 +13,9 @@ import yaml
 from jaxear.errors import UserError
 from jaxear.files import replacing
 
+# The batch size of settings that leave it to be chosen; "auto" in files and on the command line.
+AUTO_BATCH_SIZE = 0
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -174,7 +177,8 @@ class OptimConfig:
 
     Args:
         epochs: passes over the training split.
-        batch_size: images per step, over all devices.
+        batch_size: images per step, over all devices; AUTO_BATCH_SIZE (0) has the largest chosen
+            whose step fits into memory.
         learning_rate: peak rate of head and decoder.
         backbone_lr_scale: the backbone's rate as a share of that.
         layer_decay: each block of the backbone has its rate multiplied by this once for every block
@@ -260,6 +264,8 @@ class TrainConfig(RunConfig, OptimConfig, LossConfig, ModelConfig, AugmentConfig
             for key, value in dataclasses.asdict(self).items()
             if key not in LAUNCH
         }
+        if self.batch_size == AUTO_BATCH_SIZE:
+            values["batch_size"] = "auto"
         with replacing(path) as temporary:
             temporary.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 
@@ -286,7 +292,9 @@ def validate(config: TrainConfig) -> None:
             value = getattr(config, name)
             require(value >= low, f"{name} must be at least {low}, not {value}")
 
-    at_least(1, "epochs", "batch_size", "latent_dim", "head_width", "image_size", "demo_ears")
+    if config.batch_size != AUTO_BATCH_SIZE:
+        at_least(1, "batch_size")
+    at_least(1, "epochs", "latent_dim", "head_width", "image_size", "demo_ears")
     at_least(0, "learning_rate", "backbone_lr_scale", "weight_decay", "warmup_epochs", "clip_norm")
     at_least(0, *(f.name for f in dataclasses.fields(LossConfig) if f.name != "perceptual"))
     require(
@@ -351,4 +359,6 @@ def from_dict(values: Mapping[str, Any]) -> TrainConfig:
     values = dict(values)
     if "decoder_channels" in values:
         values["decoder_channels"] = tuple(values["decoder_channels"])
+    if values.get("batch_size") == "auto":
+        values["batch_size"] = AUTO_BATCH_SIZE
     return TrainConfig(**values)

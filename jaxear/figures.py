@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 DPI = 200
 
@@ -56,6 +59,9 @@ class Sheet:
     """
 
     def __init__(self, width: float, height: float):
+        # Imported here, as training needs the pictures but none of this, and it takes a second.
+        from matplotlib.figure import Figure
+
         self.figure = Figure(figsize=(width, height))
         self.axes = self.figure.add_axes((0, 0, 1, 1))
         self.axes.set_xlim(0, width)

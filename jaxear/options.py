@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, NamedTuple, Union
 
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser  # pyright: ignore
+from jsonargparse.typing import PositiveInt
 
-from jaxear.config import GROUPS, TrainConfig, from_dict
+from jaxear.config import GROUPS, OptimConfig, TrainConfig, from_dict
 from jaxear.errors import UserError
+
+_NOT_SETTINGS = ("config", "resume", "dry_run")
 
 
 class Parser(ArgumentParser):
@@ -68,20 +71,46 @@ def train_parser() -> Parser:
         help="go on with the run in --out from its latest checkpoint, with its settings "
         "(flags given now beat them, e.g. --epochs).",
     )
+    parser.add_argument(
+        "--dry_run",
+        action="store_true",
+        help="tell what the run would cost (parameters, FLOPs, memory, images/s, time) after a few "
+        "steps, and leave nothing behind.",
+    )
     for group in GROUPS:
-        parser.add_class_arguments(group, help=(group.__doc__ or "").split("\n")[0].rstrip("."))
+        section = parser.add_argument_group((group.__doc__ or "").split("\n")[0].rstrip("."))
+        section.add_class_arguments(group, as_group=False, skip={"batch_size"})
+        if group is OptimConfig:
+            section.add_argument(
+                "--batch_size",
+                type=Union[PositiveInt, Literal["auto"]],  # noqa: UP007  (as jsonargparse shows it)
+                default=OptimConfig.batch_size,
+                help="images per step, over all devices; auto takes the largest power of two (times"
+                " the devices and --accumulate) whose step fits, by XLA's account, into 90 percent "
+                "of an accelerator's memory, or half of a computer's available memory.",
+            )
     return parser
 
 
-def parse_train_options(argv: Sequence[str] | None = None) -> tuple[TrainConfig, bool]:
-    """Settings of a training run from the command line, and whether to resume.
+class TrainOptions(NamedTuple):
+    """What the train command was asked for: settings; to go on with a run; to tell its cost."""
+
+    config: TrainConfig
+    resume: bool
+    dry_run: bool
+
+
+def parse_train_options(argv: Sequence[str] | None = None) -> TrainOptions:
+    """Settings of a training run from the command line, and what to do with them.
 
     Raises:
-        UserError: an unknown setting, or one of the wrong type.
+        UserError: an unknown setting, one of the wrong type, or two that are at odds.
     """
     parser = train_parser()
     arguments = list(sys.argv[1:] if argv is None else argv)
     values = parser.parse(arguments).as_dict()
+    if values["resume"] and values["dry_run"]:
+        raise UserError("--resume goes on with a run, --dry-run only tells what one would cost.")
     if values["resume"]:
         config_file = from_values(values).run_dir / "config.yaml"
         if not config_file.is_file():
@@ -96,9 +125,12 @@ def parse_train_options(argv: Sequence[str] | None = None) -> tuple[TrainConfig,
             {name: value for name, value in stage.items() if name not in flags}
             for stage in values["stages"]
         ]
-    return from_values(values), values["resume"]
+    return TrainOptions(from_values(values), values["resume"], values["dry_run"])
 
 
 def from_values(values: dict[str, Any]) -> TrainConfig:
     """The settings among parsed values."""
-    return from_dict({k: v for k, v in values.items() if k not in ("config", "resume")})
+    settings = {k: v for k, v in values.items() if k not in _NOT_SETTINGS}
+    if settings["batch_size"] != "auto":
+        settings["batch_size"] = int(settings["batch_size"])  # a plain one, for YAML
+    return from_dict(settings)

@@ -12,41 +12,33 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from rich.console import Console
 
 from jaxear import figures
 from jaxear.backbones.registry import full_name
 from jaxear.command import run_command
-from jaxear.config import TrainConfig, from_dict, validate
+from jaxear.config import AUTO_BATCH_SIZE, TrainConfig, from_dict, validate
 from jaxear.data.pipeline import Batches, load_split
 from jaxear.data.records import subject_numbers
-from jaxear.eigenears import write_eigenears
 from jaxear.errors import UserError
-from jaxear.model import create_vae, load_config, random_stream
+from jaxear.model import load_config
 from jaxear.options import parse_train_options
-from jaxear.perceptual import create_judge
-from jaxear.pixel_path import fit_pixel_path
 from jaxear.training import distributed
-from jaxear.training.batch import Resident
 from jaxear.training.checkpoints import BEST_METRIC, Checkpoints
 from jaxear.training.disk import disk_may_be_full
 from jaxear.training.distributed import any_process, is_main
 from jaxear.training.evaluation import evaluate_images
 from jaxear.training.features import prepare_features
 from jaxear.training.feed import Feed, stays_on_device
+from jaxear.training.forecast import forecast, print_forecast, with_batch_size
 from jaxear.training.inherit import inherit
 from jaxear.training.interrupt import Interrupt
 from jaxear.training.lock import exclusive
 from jaxear.training.logging import MetricsLog, read_json, write_json
 from jaxear.training.meters import MeanMetrics, StepClock, TrainingBar
-from jaxear.training.optimizer import (
-    create_optimizer,
-    create_schedule,
-    rate_scales,
-    trainable_parameters,
-)
+from jaxear.training.program import create_program, resident_arrays
 from jaxear.training.sharding import create_parallel
-from jaxear.training.state import Partition, create_state, split_model
-from jaxear.training.step import make_eval_step, make_train_step
+from jaxear.training.state import Partition, create_state
 from jaxear.training.summary import run_facts
 from jaxear.training.watch import Watch
 
@@ -76,10 +68,13 @@ def train(config: TrainConfig, *, resume: bool = False, progress: bool = True) -
     parallel = create_parallel(config.parallel, config.batch_size, config.accumulate)
     run_dir = config.run_dir
     _check_run_dir(run_dir, resume)
+    if resume and config.batch_size == AUTO_BATCH_SIZE:
+        config = dataclasses.replace(config, batch_size=load_config(run_dir).batch_size)
     progress = progress and is_main()
 
     # Data
     ears = load_split(config, "train", progress=progress)
+    config = with_batch_size(config, ears)
     batches = Batches(
         ears,
         batch_size=config.batch_size,
@@ -92,30 +87,13 @@ def train(config: TrainConfig, *, resume: bool = False, progress: bool = True) -
     logger.info("%d images to train on, %d to validate", len(ears), len(val_images))
 
     # Model and optimiser
-    model = create_vae(config, config.image_size, rngs=random_stream(config.seed))
-    if model.pixels is not None and not resume:
-        fit_pixel_path(model.pixels, ears.images, config, progress=progress)
-    model.train()
-    trainable = trainable_parameters(model, config.freeze, config.image_size)
-    skeleton, leaves = split_model(model, trainable)
-    scales = rate_scales(model, config)
-    model.eval()
-    eval_skeleton, _ = split_model(model)
-    schedule = create_schedule(config, steps_per_epoch)
-    optimizer = create_optimizer(config, schedule, scales)
+    program = create_program(
+        config, parallel, steps_per_epoch, images=None if resume else ears.images
+    )
+    leaves = program.leaves
     if config.init_from is not None and not resume:
         leaves = start_from(leaves, config)
-    judge = create_judge(config, config.image_size)
-    train_step = make_train_step(
-        config,
-        skeleton,
-        optimizer,
-        schedule,
-        steps_per_epoch,
-        judge=judge,
-        axis_name=parallel.axis_name,
-    )
-    eval_step = parallel.compile_eval(make_eval_step(eval_skeleton))
+    eval_step = parallel.compile_eval(program.eval_step)
 
     with (
         exclusive(run_dir) if is_main() else nullcontext(),
@@ -133,8 +111,10 @@ def train(config: TrainConfig, *, resume: bool = False, progress: bool = True) -
         # What lies on the devices
         features = None
         if config.cache_features:
-            features = prepare_features(config, eval_skeleton, leaves, ears, progress=progress)
-        state = create_state(leaves, optimizer, average=config.ema_decay > 0)
+            features = prepare_features(
+                config, program.eval_skeleton, leaves, ears, progress=progress
+            )
+        state = create_state(leaves, program.optimizer, average=config.ema_decay > 0)
         summary = (read_json(run_dir / "summary.json") if resume else {}) | run_facts(config, state)
         state = parallel.put_state(state)
         step = 0
@@ -143,13 +123,9 @@ def train(config: TrainConfig, *, resume: bool = False, progress: bool = True) -
             step = int(saved.step)
             state = parallel.put_state(saved)
             del saved
-        del leaves, model
         resident = stays_on_device(config, len(ears) * val_images[0].nbytes)
         constants = parallel.put_resident(
-            Resident(
-                images=ears.images if resident else None,
-                judge={} if judge is None else judge.leaves,
-            )
+            resident_arrays(program, ears.images if resident else None)
         )
         feed = Feed(
             batches, subject_numbers(ears.records), parallel, resident=resident, features=features
@@ -158,7 +134,7 @@ def train(config: TrainConfig, *, resume: bool = False, progress: bool = True) -
         # The step, compiled ahead of time so that its cost and its memory are known
         clock = StepClock(config.batch_size)
         with clock.compilation():
-            compiled = parallel.compile_train(train_step, state, constants, feed.example())
+            compiled = parallel.compile_train(program.train_step, state, constants, feed.example())
         summary |= clock.compiled(compiled)
 
         log = MetricsLog(run_dir, resume_step=step)
@@ -219,6 +195,9 @@ def train(config: TrainConfig, *, resume: bool = False, progress: bool = True) -
 
     # Eigenears of the best checkpoint
     if is_main():
+        # Imported here for the sake of the first step: statistics and figures take seconds.
+        from jaxear.eigenears import write_eigenears
+
         eigenears = write_eigenears(run_dir, progress=progress)
         ratios = eigenears.explained_variance_ratio_
         summary |= {"pc1": float(ratios[0]), "pc_first5": float(ratios[:5].sum())}
@@ -263,6 +242,14 @@ def train_stages(config: TrainConfig, *, resume: bool = False, progress: bool = 
         previous = stage.out
 
 
+def tell_cost(config: TrainConfig) -> None:
+    """Print what a run, or each of its stages, would cost."""
+    for stage in [{**settings, "stages": []} for settings in config.stages] or [{}]:
+        facts = forecast(from_dict({**dataclasses.asdict(config), **stage}))
+        if is_main():
+            print_forecast(facts, Console())
+
+
 def _has_checkpoints(run_dir: Path) -> bool:
     folder = run_dir / "checkpoints"
     return folder.is_dir() and any(child.name.isdigit() for child in folder.iterdir())
@@ -280,11 +267,13 @@ def _check_run_dir(run_dir: Path, resume: bool) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
 
-    def command() -> None:
-        config, resume = parse_train_options(argv)
+    def command() -> Any:
+        config, resume, dry_run = parse_train_options(argv)
         distributed.initialize(config)
+        if dry_run:
+            return tell_cost(config)
         run = train_stages if config.stages else train
-        run(config, resume=resume)
+        return run(config, resume=resume)
 
     return run_command(command)
 

@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 
-from jaxear.config import TrainConfig, from_dict, validate
+from jaxear.config import AUTO_BATCH_SIZE, TrainConfig, from_dict, validate
 from jaxear.errors import UserError
 from jaxear.options import parse_train_options
 
@@ -47,9 +47,22 @@ def test_options_of_the_backbone_are_yaml(tmp_path):
     assert config.backbone_options == {"depth": 2, "pos_embed": "crop"}
 
 
+def test_the_batch_size_may_be_left_open_and_a_file_keeps_that(tmp_path):
+    config = parse("--batch-size", "auto")
+    assert config.batch_size == AUTO_BATCH_SIZE
+    validate(config)
+    config.save(tmp_path / "config.yaml")
+    assert "batch_size: auto" in (tmp_path / "config.yaml").read_text()
+    assert parse("--config", str(tmp_path / "config.yaml")) == config
+    assert from_dict({"batch_size": "auto"}) == config
+
+
 @pytest.mark.parametrize(
     ("argv", "named"),
     [
+        (["--batch-size", "0"], "batch_size"),
+        (["--batch-size", "large"], "batch_size"),
+        (["--dry-run", "--resume"], "--dry-run"),
         (["--epochs", "many"], "epochs"),
         (["--epoch", "3"], "epoch"),
         (["--fit", "squash"], "fit"),
@@ -77,7 +90,7 @@ def test_resume_takes_the_runs_settings_and_flags_beat_them(tmp_path):
     dataclasses.replace(TrainConfig(), latent_dim=77, epochs=5, out=str(run)).save(
         run / "config.yaml"
     )
-    config, resume = parse_train_options(["--out", str(run), "--resume", "--epochs", "8"])
+    config, resume, _ = parse_train_options(["--out", str(run), "--resume", "--epochs", "8"])
     assert resume
     assert (config.latent_dim, config.epochs, config.out) == (77, 8, str(run))
 

@@ -6,13 +6,15 @@ import csv
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tensorboardX import SummaryWriter
 
 from jaxear.files import replacing
 from jaxear.training.distributed import is_main
+
+if TYPE_CHECKING:
+    from tensorboardX import SummaryWriter
 
 
 class MetricsLog:
@@ -26,33 +28,43 @@ class MetricsLog:
     def __init__(self, run_dir: Path, *, resume_step: int = 0):
         self.path = run_dir / "metrics.csv"
         self.rows: list[dict[str, Any]] = []
-        self._writer = None
+        self._folder = run_dir / "tensorboard"
+        self._resume_step = resume_step
+        self._writer: SummaryWriter | None = None
         if self.path.is_file():
             with self.path.open(newline="") as file:
                 self.rows = [row for row in csv.DictReader(file) if int(row["step"]) <= resume_step]
-        if is_main():
+
+    def _events(self) -> SummaryWriter:
+        """Opened with the first row: where torch is installed, tensorboardX imports it too, which
+        takes seconds."""
+        if self._writer is None:
+            from tensorboardX import SummaryWriter
+
             # Events of steps beyond the one resumed from are dropped by TensorBoard itself.
-            self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=resume_step + 1)
+            self._writer = SummaryWriter(str(self._folder), purge_step=self._resume_step + 1)
+        return self._writer
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Add one row; it must have "epoch" and "step". On disk when this returns."""
         self.rows.append(dict(row))
-        if self._writer is None:
+        if not is_main():
             return
         fields = list(dict.fromkeys(key for row in self.rows for key in row))
         with replacing(self.path) as temporary, temporary.open("w", newline="") as file:
             writer = csv.DictWriter(file, fields)
             writer.writeheader()
             writer.writerows(self.rows)
+        events = self._events()
         for key, value in row.items():
             if key not in ("epoch", "step"):
-                self._writer.add_scalar(key.replace("_", "/", 1), value, row["step"])
-        self._writer.flush()
+                events.add_scalar(key.replace("_", "/", 1), value, row["step"])
+        events.flush()
 
     def add_image(self, name: str, image: Any, step: int) -> None:
         """Show a picture, uint8 [h, w, 3], in TensorBoard."""
-        if self._writer is not None:
-            self._writer.add_image(name, image, step, dataformats="HWC")
+        if is_main():
+            self._events().add_image(name, image, step, dataformats="HWC")
 
     def gained_nothing_for(self, epochs: int) -> bool:
         """Whether the best validation PSNR is at least so many epochs old; 0 is never."""

@@ -42,6 +42,18 @@ class MeanMetrics:
         return self._sums[name] / self._count if self._count else float("nan")
 
 
+def peak_bytes(compiled: Any) -> int:
+    """Memory that a compiled step needs on each device, by XLA's account: arguments, results and
+    temporaries, what is written over counted once."""
+    memory = compiled.memory_analysis()
+    return int(
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        + memory.temp_size_in_bytes
+        - memory.alias_size_in_bytes
+    )
+
+
 class StepClock:
     """Times of compilation and of steps; the first step after it is not counted among them."""
 
@@ -70,14 +82,8 @@ class StepClock:
 
     def compiled(self, step: Any) -> dict[str, Any]:
         """Compilation's time, and the memory that the compiled step needs, by XLA's account."""
-        memory = step.memory_analysis()
-        peak = (
-            memory.argument_size_in_bytes
-            + memory.output_size_in_bytes
-            + memory.temp_size_in_bytes
-            - memory.alias_size_in_bytes
-        )
-        return {"compile_seconds": round(self._compile_seconds, 3), "peak_bytes": int(peak)}
+        seconds = round(self._compile_seconds, 3)
+        return {"compile_seconds": seconds, "peak_bytes": peak_bytes(step)}
 
     @property
     def step_ms_median(self) -> float:

@@ -83,7 +83,7 @@ def test_eigenears_are_loaded_and_those_of_pixels_lie_beside_them(finished, monk
 
 
 def test_a_finished_run_is_not_overwritten(finished):
-    config, _ = parse_train_options(["--config", str(finished / "config.yaml")])
+    config = parse_train_options(["--config", str(finished / "config.yaml")]).config
     with pytest.raises(UserError, match="already holds a run"):
         train(config, progress=False)
 

@@ -13,7 +13,8 @@ import jax
 import numpy as np
 import pytest
 
-import jaxear.train
+import jaxear.eigenears
+import jaxear.training.program
 from jaxear.config import TrainConfig
 from jaxear.training.sharding import JitParallel
 
@@ -45,7 +46,7 @@ def quick_compilation() -> Iterator[None]:
     if jax.config.read("jax_disable_most_optimizations"):
         yield
         return
-    make, compile_train = jaxear.train.make_train_step, JitParallel.compile_train
+    make, compile_train = jaxear.training.program.make_train_step, JitParallel.compile_train
 
     def make_train_step(config: TrainConfig, *arguments: Any, **options: Any) -> Any:
         step = make(config, *arguments, **options)
@@ -59,7 +60,7 @@ def quick_compilation() -> Iterator[None]:
         return _programs[key]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jaxear.train, "make_train_step", make_train_step)
+        patch.setattr(jaxear.training.program, "make_train_step", make_train_step)
         patch.setattr(JitParallel, "compile_train", compiled_once)
         jax.config.update("jax_disable_most_optimizations", True)
         try:
@@ -76,5 +77,5 @@ def without_eigenears() -> Iterator[None]:
     """In this context a run ends with its last epoch."""
     nothing = SimpleNamespace(explained_variance_ratio_=np.zeros(5))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jaxear.train, "write_eigenears", lambda *args, **kwargs: nothing)
+        patch.setattr(jaxear.eigenears, "write_eigenears", lambda *args, **kwargs: nothing)
         yield

@@ -1,0 +1,132 @@
+"""What a run computes, put together from its settings: model, optimiser, steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+import optax
+from flax import nnx
+
+from jaxear.config import TrainConfig
+from jaxear.model import create_vae, random_stream
+from jaxear.perceptual import Judge, create_judge
+from jaxear.pixel_path import fit_pixel_path
+from jaxear.training.batch import Resident, TrainBatch
+from jaxear.training.optimizer import (
+    create_optimizer,
+    create_schedule,
+    rate_scales,
+    trainable_parameters,
+)
+from jaxear.training.sharding import Parallel
+from jaxear.training.state import Partition, Skeleton, TrainState, create_state, split_model
+from jaxear.training.step import EvalStep, TrainStep, make_eval_step, make_train_step
+from jaxear.vae import EarVAE
+
+
+@dataclass(frozen=True)
+class Program:
+    """The parts of a run that know neither its data nor its devices.
+
+    Attributes:
+        leaves: the model's arrays before the first step; their shapes alone where it was asked for.
+        eval_skeleton: the model in evaluation mode, without its arrays.
+        optimizer: what moves the parameters.
+        judge: the network of the perceptual term, where it is one of its own.
+        train_step, eval_step: pure functions, not compiled.
+    """
+
+    leaves: Partition
+    eval_skeleton: Skeleton
+    optimizer: optax.GradientTransformation
+    judge: Judge | None
+    train_step: TrainStep
+    eval_step: EvalStep
+
+
+def create_program(
+    config: TrainConfig,
+    parallel: Parallel,
+    steps_per_epoch: int,
+    *,
+    images: np.ndarray | None = None,
+    abstract: bool = False,
+) -> Program:
+    """Build the model and everything that trains it.
+
+    Args:
+        config: all settings.
+        parallel: how the devices share the work.
+        steps_per_epoch: the unit of warm-ups and of the schedule.
+        images: the training images, uint8 [n, H, W, 3], which a pixel path is fitted to; without
+            them it stays empty.
+        abstract: draw and load no weights, for what depends on the shapes of arrays alone.
+
+    Raises:
+        UserError: a setting cannot be used, or weights are missing.
+    """
+
+    def create(load_weights: bool) -> EarVAE:
+        rngs = random_stream(config.seed)
+        return create_vae(config, config.image_size, rngs=rngs, load_weights=load_weights)
+
+    model = nnx.eval_shape(lambda: create(False)) if abstract else create(True)
+    if images is not None and model.pixels is not None:
+        fit_pixel_path(model.pixels, images, config)
+    model.train()
+    trainable = trainable_parameters(model, config.freeze, config.image_size)
+    skeleton, leaves = split_model(model, trainable)
+    scales = rate_scales(model, config)
+    model.eval()
+    eval_skeleton, _ = split_model(model)
+    schedule = create_schedule(config, steps_per_epoch)
+    optimizer = create_optimizer(config, schedule, scales)
+    judge = create_judge(config, config.image_size)
+    train_step = make_train_step(
+        config,
+        skeleton,
+        optimizer,
+        schedule,
+        steps_per_epoch,
+        judge=judge,
+        axis_name=parallel.axis_name,
+    )
+    return Program(
+        leaves, eval_skeleton, optimizer, judge, train_step, make_eval_step(eval_skeleton)
+    )
+
+
+def blank_state(program: Program, config: TrainConfig) -> TrainState:
+    """A state of zeros, of the shapes that the run's has, on the host."""
+    shapes = jax.eval_shape(
+        lambda leaves: create_state(leaves, program.optimizer, average=config.ema_decay > 0),
+        program.leaves,
+    )
+    return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+
+
+def blank_batch(program: Program, config: TrainConfig, *, resident: bool) -> TrainBatch:
+    """A process's share of a batch of zeros, with what the run's batches have, on the host.
+
+    `resident` says that the images lie on the device, so that a batch has only their numbers.
+    """
+    n, size = config.batch_size // jax.process_count(), config.image_size
+    rows = np.zeros(n, np.int32)
+    images = None if resident else np.zeros((n, size, size, 3), np.uint8)
+    features = None
+    if config.cache_features:
+        floats = jax.ShapeDtypeStruct((n, size, size, 3), np.float32)
+        shapes = jax.eval_shape(
+            lambda leaves, x: program.eval_skeleton.model(*leaves).backbone(x),
+            program.leaves,
+            floats,
+        )
+        features = jax.tree.map(lambda map_: np.zeros(map_.shape, np.float32), shapes)
+    return TrainBatch(rows, np.arange(n, dtype=np.int32), rows, images, features)
+
+
+def resident_arrays(program: Program, images: np.ndarray | None) -> Resident:
+    """What stays on the devices: the training images, if they do, and the judge's arrays."""
+    return Resident(images, {} if program.judge is None else program.judge.leaves)
