@@ -12,6 +12,7 @@ COMMANDS = {
     "train": "train a variational autoencoder of ears, and make its eigenears",
     "evaluate": "measure a trained model on ears that it has never seen",
     "eigenears": "draw the principal directions in which a model's ears vary",
+    "compare": "train on several backbones alike, and report which is better for ears",
     "explore": "move ears along their components, in the browser",
     "data": "prepare photographs once, for many trainings",
 }

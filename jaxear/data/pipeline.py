@@ -133,10 +133,16 @@ def demo_records(config: DataConfig) -> list[Record]:
 
 def draw_demo_ears(config: DataConfig, records: list[Record]) -> EarImages:
     """The synthetic ears of these records, with their factors."""
-    images, factors = synthetic_ears(config.split_seed, config.demo_ears, config.image_size)
+    images, factors = _drawn(config.split_seed, config.demo_ears, config.image_size)
     numbers = [int(record.subject.rsplit("-", 1)[1]) for record in records]
     chosen = {name: values[numbers] for name, values in factors.items()}
     return EarImages(images[numbers], records, [], factors=chosen)
+
+
+@lru_cache(maxsize=1)  # one program reads several splits of them, several times
+def _drawn(seed: int, n: int, image_size: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """The synthetic ears, to be read only."""
+    return synthetic_ears(seed, n, image_size)
 
 
 class Batch(NamedTuple):
