@@ -49,4 +49,6 @@ def _is_set_already() -> bool:
     if "jax" in sys.modules:
         config = sys.modules["jax"].config
         return bool(config.jax_compilation_cache_dir) or not config.jax_enable_compilation_cache
-    return bool({"JAX_COMPILATION_CACHE_DIR", "JAX_ENABLE_COMPILATION_CACHE"} & os.environ.keys())
+    enabled = os.environ.get("JAX_ENABLE_COMPILATION_CACHE", "true").lower()
+    off = enabled not in ("y", "yes", "t", "true", "on", "1")  # as JAX reads it
+    return off or "JAX_COMPILATION_CACHE_DIR" in os.environ

@@ -164,7 +164,7 @@ def main() -> int:
     options, flags = parser.parse_known_args()
 
     def command() -> None:
-        base, _ = parse_train_options(["--config", str(RECIPE), *flags])
+        base = parse_train_options(["--config", str(RECIPE), *flags]).config
         rows = []
         for name, config in configs(base, options.numbers, plain=options.plain).items():
             done = read_json(config.run_dir / "summary.json")

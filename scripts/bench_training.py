@@ -28,19 +28,12 @@ from jaxear.config import TrainConfig
 from jaxear.data.dataset import EarImages
 from jaxear.data.pipeline import Batches, load_split
 from jaxear.data.records import subject_numbers
-from jaxear.model import create_vae, random_stream
 from jaxear.training.batch import Resident, TrainBatch
 from jaxear.training.features import prepare_features
 from jaxear.training.feed import Feed
-from jaxear.training.optimizer import (
-    create_optimizer,
-    create_schedule,
-    rate_scales,
-    trainable_parameters,
-)
+from jaxear.training.program import create_program
 from jaxear.training.sharding import create_parallel
-from jaxear.training.state import create_state, split_model
-from jaxear.training.step import make_train_step
+from jaxear.training.state import create_state
 
 AUGMENTED = {
     "aug_rotation": 12.0,
@@ -66,22 +59,20 @@ class Variant:
 
     def __init__(self, config: TrainConfig, ears: EarImages):
         self.parallel = create_parallel(config.parallel, config.batch_size, config.accumulate)
-        model = create_vae(config, config.image_size, rngs=random_stream(0))
-        trainable = trainable_parameters(model, config.freeze, config.image_size)
-        skeleton, leaves = split_model(model, trainable)
-        scales = rate_scales(model, config)
-        schedule = create_schedule(config, 1000)
-        optimizer = create_optimizer(config, schedule, scales)
+        program = create_program(config, self.parallel, 1000)
         features = None
         if config.cache_features:
-            features = prepare_features(config, skeleton, leaves, ears, progress=False)
-        self.state = self.parallel.put_state(create_state(leaves, optimizer))
+            features = prepare_features(
+                config, program.eval_skeleton, program.leaves, ears, progress=False
+            )
+        self.state = self.parallel.put_state(create_state(program.leaves, program.optimizer))
         batches = Batches(ears, batch_size=config.batch_size, seed=0)
         self.feed = Feed(batches, subject_numbers(ears.records), self.parallel, features=features)
         self.resident = self.parallel.put_resident(Resident())
         self.batch: TrainBatch = self.feed.example()
-        step = make_train_step(config, skeleton, optimizer, schedule, 1000)
-        self.compiled = self.parallel.compile_train(step, self.state, self.resident, self.batch)
+        self.compiled = self.parallel.compile_train(
+            program.train_step, self.state, self.resident, self.batch
+        )
 
     def step(self, batch: TrainBatch | None = None) -> float:
         """Seconds for one step."""

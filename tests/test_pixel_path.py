@@ -15,7 +15,6 @@ from jaxear.errors import UserError
 from jaxear.model import create_vae
 from jaxear.pixel_path import PixelPath, fit_pixel_path
 from jaxear.train import train
-from jaxear.training.checkpoints import Checkpoints
 from tests.training.tiny import TINY_SAM, quick_compilation, tiny, without_eigenears
 
 SIZE = 16
@@ -84,30 +83,19 @@ def test_a_model_starts_from_its_pixel_path():
     )
 
 
-def test_training_moves_the_rest_and_resuming_keeps_the_path(photographs, tmp_path):
+def test_training_moves_the_rest_and_not_the_path(photographs, tmp_path):
     config = tiny(
         photographs, tmp_path / "run", pixel_components=16, pixel_steps=100, aug_shift=0.1, epochs=1
     )
     with quick_compilation(), without_eigenears():
         train(config, progress=False)
-        before = load(config.run_dir)
-        train(dataclasses.replace(config, epochs=2), resume=True, progress=False)
-    after = load(config.run_dir)
-    path = {name for name in before if name.startswith("pixels.")}
-    assert "pixels.components" in path
-    for name in path:
-        np.testing.assert_array_equal(before[name], after[name], err_msg=name)
-    assert np.any(before["decoder.out.kernel"] != after["decoder.out.kernel"])
     model = jaxear.load_model(config.run_dir, checkpoint="latest")
     images = load_split(config, "train", progress=False).images
     direct = PixelPath(16, 8, (32, 32), rngs=nnx.Rngs(0))
     fit_pixel_path(direct, images, dataclasses.replace(config, pixel_steps=0), progress=False)
     np.testing.assert_allclose(model.pixels.deviations[...], direct.deviations[...], rtol=1e-5)
-
-
-def load(run_dir):
-    with Checkpoints(run_dir / "checkpoints", read_only=True) as checkpoints:
-        return checkpoints.load_leaves(checkpoints.find("latest"))
+    assert np.any(np.asarray(model.pixels.network.out.kernel[...]) != 0)
+    assert np.any(np.asarray(model.decoder.out.kernel[...]) != 0)
 
 
 def test_too_few_images_and_too_few_components_are_errors():

@@ -1,4 +1,4 @@
-"""The autoencoder with a ResNet-50 encoder and its training, stated a second time, in torch.
+"""The autoencoder and its training, stated a second time, in torch: on ResNet-50, or SAM.
 
 Written from the model's description with torch's own layers, losses and optimiser. Nothing of
 jaxear is used but the settings; module names follow the Flax ones, so that leaves find their place.
@@ -22,7 +22,6 @@ from tests.torch_reference import torch
 nn, functional = torch.nn, torch.nn.functional
 
 BACKBONE = "encoder.backbone.encoder."
-GRID = 2  # cells along a side of ResNet's features, for images of 64 pixels
 
 
 def create_backbone() -> Any:
@@ -30,13 +29,28 @@ def create_backbone() -> Any:
     return import_timm().create_model("resnet50", num_classes=0)
 
 
-class Head(nn.Module):
-    """Features [b, c, h, w] -> mu, logvar [b, d]."""
+class SamTokens(nn.Module):
+    """What timm's models offer, for the tokens of Meta's image encoder."""
 
-    def __init__(self, channels: int, width: int, latent_dim: int):
+    def __init__(self, encoder: Any):
+        super().__init__()
+        self.encoder = encoder
+        self.num_features = encoder.pos_embed.shape[-1]
+
+    def forward_features(self, images: Any) -> Any:
+        x = self.encoder.patch_embed(images) + self.encoder.pos_embed
+        for block in self.encoder.blocks:
+            x = block(x)
+        return x.permute(0, 3, 1, 2)
+
+
+class Head(nn.Module):
+    """Features [b, c, h, w] of a square grid -> mu, logvar [b, d]."""
+
+    def __init__(self, channels: int, grid: int, width: int, latent_dim: int):
         super().__init__()
         self.norm = nn.LayerNorm(channels, eps=1e-6)
-        self.squeeze = nn.Linear(channels, width // GRID**2)
+        self.squeeze = nn.Linear(channels, width // grid**2)
         self.mu = nn.Linear(width, latent_dim)
         self.logvar = nn.Linear(width, latent_dim)
 
@@ -98,10 +112,12 @@ class Decoder(nn.Module):
 class TorchVAE(nn.Module):
     """Images [b, 3, h, w] in [0, 1] and noise [b, d] -> reconstruction, mu, logvar."""
 
-    def __init__(self, config: TrainConfig):
+    def __init__(self, config: TrainConfig, backbone: Any = None, *, stride: int = 32):
         super().__init__()
-        self.backbone = create_backbone()
-        self.head = Head(self.backbone.num_features, config.head_width, config.latent_dim)
+        self.backbone = create_backbone() if backbone is None else backbone
+        grid = config.image_size // stride
+        channels = self.backbone.num_features
+        self.head = Head(channels, grid, config.head_width, config.latent_dim)
         self.decoder = Decoder(config.latent_dim, config.image_size, config.decoder_channels)
         self.eval()  # BatchNorm normalises by its running statistics and leaves them alone
 

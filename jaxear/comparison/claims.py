@@ -278,9 +278,12 @@ def _measured(claim: Claim, runs: Runs) -> dict[str, Any]:
     )
     one = len(parts) == 1
     figure = of_row(parts[0], between) if one else of_difference(parts[0], parts[1], between)
+    shown = _shown(claim, figure.value, figure.low, figure.high)
+    if not between.freedom:
+        return result | shown | {"reason": "with one seed, how much seeds differ is not known"}
     p, inside = _test(claim, figure)
     return result | {
-        **_shown(claim, figure.value, figure.low, figure.high),
+        **shown,
         "p": p,
         "verdict": SUPPORTED if inside else REFUTED,
     }

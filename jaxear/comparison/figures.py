@@ -1,10 +1,11 @@
 """The figures of a study: the same ears and the eigenears of every row, quality against cost.
 
-Every one names all rows: those without figures stand there as "not run", with the reason.
+Every one names all rows: those without figures are listed below it, with the reason.
 """
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator
 
 from jaxear.comparison.plan import FROZEN, SCRATCH, TITLES
 from jaxear.comparison.results import Line, Results
@@ -19,7 +21,9 @@ from jaxear.eigenear_figures import GREY, LUMA, SUBJECT_STYLES, WIDTH, score_nam
 from jaxear.figures import Sheet, to_uint8
 
 LABELS = 1.72  # inches that the rows' names take
-NOT_RUN_HEIGHT = 0.17
+NOTE = 0.12  # inches, a line about rows without figures
+NOTE_LETTERS = 150  # that such a line has room for
+SOFT = "0.4"
 BLACK = "#000000"
 
 
@@ -29,26 +33,22 @@ def same_ears(results: Results) -> Figure:
     ears = next(iter(pictures.values()))["ears"]
     cell = min((WIDTH - LABELS - 0.05) / len(ears), 0.92)
     size, caption, top = 0.97 * cell, 0.13, 0.04
-    heights = [cell + caption if line.runs else NOT_RUN_HEIGHT for line in results.lines]
-    sheet = Sheet(LABELS + cell * len(ears) + 0.05, top + cell + sum(heights) + 0.08)
+    lines, notes = results.measured(), _missing(results)
+    height = top + cell + 0.03 + len(lines) * (cell + caption)
+    sheet = Sheet(LABELS + cell * len(ears) + 0.05, height + NOTE * len(notes) + 0.05)
     sheet.text("photograph", LABELS - 0.08, top + cell / 2, ha="right")
     for j, ear in enumerate(ears):
         sheet.picture(to_uint8(ear), LABELS + j * cell, top, size)
-    y = top + cell + 0.03
-    for line, height in zip(results.lines, heights, strict=True):
-        if line.runs:
-            _name(sheet, line, y + cell / 2)
-            of = pictures[line.key]
-            for j, picture in enumerate(of["reconstructions"]):
-                x = LABELS + j * cell
-                sheet.picture(to_uint8(picture), x, y, size)
-                sheet.text(
-                    f"{of['psnr'][j]:.1f} dB", x + size / 2, y + cell + 0.045, fontsize=6,
-                    color="0.3",
-                )  # fmt: skip
-        else:
-            _not_run(sheet, line, y + height / 2)
-        y += height
+    for i, line in enumerate(lines):
+        y = top + cell + 0.03 + i * (cell + caption)
+        _name(sheet, line, y + cell / 2)
+        of = pictures[line.key]
+        for j, picture in enumerate(of["reconstructions"]):
+            x = LABELS + j * cell
+            sheet.picture(to_uint8(picture), x, y, size)
+            words = f"{of['psnr'][j]:.1f} dB"
+            sheet.text(words, x + size / 2, y + cell + 0.045, fontsize=6, color="0.3")
+    _write_below(sheet, notes, height)
     return sheet.figure
 
 
@@ -61,32 +61,30 @@ def eigenears_side_by_side(results: Results) -> Figure:
     gap = 0.1
     cell = min((WIDTH - LABELS - 0.05 - gap * (shown - 1)) / (3 * shown), 0.7)
     size, caption, top = 0.97 * cell, 0.13, 0.36
-    heights = [cell + caption if line.runs else NOT_RUN_HEIGHT for line in results.lines]
+    lines, notes = results.measured(), _missing(results)
+    height = top + len(lines) * (cell + caption)
     starts = [LABELS + i * (3 * cell + gap) for i in range(shown)]
-    sheet = Sheet(starts[-1] + 3 * cell + 0.05, top + sum(heights) + 0.05)
+    sheet = Sheet(starts[-1] + 3 * cell + 0.05, height + NOTE * len(notes) + 0.05)
     for i, x in enumerate(starts):
         sheet.text(f"PC{i + 1}", x + 1.5 * cell, 0.09, fontsize=8)
         sheet.line(x, x + 3 * cell - 0.03, 0.18)
         for j, words in enumerate((score_name(-2), score_name(2), "difference")):
             sheet.text(words, x + j * cell + size / 2, 0.27, fontsize=6)
-    y = top
-    for line, height in zip(results.lines, heights, strict=True):
-        if line.runs:
-            _name(sheet, line, y + cell / 2)
-            of = pictures[line.key]
-            ends = to_uint8(of["eigenears"])[:shown]
-            differences = (ends[:, -1].astype(np.float32) - ends[:, 0]) @ LUMA / 255
-            limit = max(float(np.abs(differences).max()), 1e-3)
-            for i, x in enumerate(starts[: len(ends)]):
-                sheet.picture(ends[i, 0], x, y, size)
-                sheet.picture(ends[i, -1], x + cell, y, size)
-                scale = {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit}
-                sheet.picture(differences[i], x + 2 * cell, y, size, **scale)
-                share = f"{100 * of['ratios'][i]:.1f} %"
-                sheet.text(share, x + 1.5 * cell, y + cell + 0.045, fontsize=6, color="0.3")
-        else:
-            _not_run(sheet, line, y + height / 2)
-        y += height
+    for row, line in enumerate(lines):
+        y = top + row * (cell + caption)
+        _name(sheet, line, y + cell / 2)
+        of = pictures[line.key]
+        ends = to_uint8(of["eigenears"])[:shown]
+        differences = (ends[:, -1].astype(np.float32) - ends[:, 0]) @ LUMA / 255
+        limit = max(float(np.abs(differences).max()), 1e-3)
+        for i, x in enumerate(starts[: len(ends)]):
+            sheet.picture(ends[i, 0], x, y, size)
+            sheet.picture(ends[i, -1], x + cell, y, size)
+            scale = {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit}
+            sheet.picture(differences[i], x + 2 * cell, y, size, **scale)
+            share = f"{100 * of['ratios'][i]:.1f} %"
+            sheet.text(share, x + 1.5 * cell, y + cell + 0.045, fontsize=6, color="0.3")
+    _write_below(sheet, notes, height)
     return sheet.figure
 
 
@@ -96,8 +94,8 @@ def quality_and_cost(
     """PSNR while training; of held-out ears against the time of an epoch, and against memory."""
     lines = results.measured(backbones=True)
     colours = _colours(results)
-    missing = [line for line in results.lines if not line.runs]
-    figure = Figure(figsize=(WIDTH, 3.55 + 0.13 * len(missing)), layout="constrained")
+    notes = _missing(results)
+    figure = Figure(figsize=(WIDTH, 3.45 + NOTE * len(notes)), layout="constrained")
     training, time, memory = figure.subplots(1, 3)
     for line in lines:
         style = _style(line, colours)
@@ -131,10 +129,9 @@ def quality_and_cost(
         axes.set_title(letter, loc="left", fontsize=8, fontweight="bold")
     _logarithmic(time, [cells[line.key]["seconds_per_epoch"]["value"] for line in lines])
     handles = _legend(lines, colours, pca is not None)
-    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=7, frameon=False)
-    if missing:
-        words = "\n".join(f"not run: {line.label} ({_short(line)})" for line in missing)
-        figure.suptitle(words, fontsize=6, color="0.4", ha="left", x=0.01, linespacing=1.3)
+    figure.legend(handles=handles, loc="outside upper center", ncols=4, fontsize=7, frameon=False)
+    if notes:
+        figure.supxlabel("\n".join(notes), fontsize=6, color=SOFT, ha="left", x=0.01)
     return figure
 
 
@@ -194,21 +191,30 @@ def _name(sheet: Sheet, line: Line, y: float) -> None:
     sheet.text(words, LABELS - 0.08, y, ha="right", linespacing=1.3)
 
 
-def _not_run(sheet: Sheet, line: Line, y: float) -> None:
-    assert line.row is not None
-    words = f"{line.label}: {line.state}, {_short(line)}"
-    sheet.text(words, 0.05, y, ha="left", fontsize=6, color="0.45")
+def _missing(results: Results) -> list[str]:
+    """The rows without figures, a line for each reason and as many as it takes."""
+    labels: dict[str, list[str]] = {}
+    for line in results.lines:
+        if not line.runs:
+            reason = line.reason.removeprefix("failed: ").split(", run ")[0].split(";")[0][:80]
+            labels.setdefault(f"{line.state}: {reason}", []).append(line.label)
+    notes = []
+    for reason, names in labels.items():
+        words = f"{reason[0].upper()}{reason[1:]} ({'; '.join(names)})"
+        notes += textwrap.wrap(words, NOTE_LETTERS, subsequent_indent="   ")
+    return notes
 
 
-def _short(line: Line) -> str:
-    """The reason in a few words."""
-    return line.reason.removeprefix("failed: ").split(", run ")[0].split(";")[0][:80]
+def _write_below(sheet: Sheet, notes: Sequence[str], y: float) -> None:
+    for i, words in enumerate(notes):
+        sheet.text(words, 0.05, y + (i + 0.6) * NOTE, ha="left", fontsize=6, color=SOFT)
 
 
 def _logarithmic(axes: Axes, values: Sequence[float]) -> None:
     """A logarithmic axis with plain numbers, where the values span much."""
     if values and max(values) > 4 * min(values) > 0:
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
         axes.xaxis.set_minor_formatter(lambda x, _: "")
 

@@ -118,7 +118,9 @@ def _run_or_record(
         write_json(
             folder / FAILURE,
             {
-                "reason": reason if isinstance(error, UserError) else f"{_name(error)}: {reason}",
+                "reason": reason
+                if isinstance(error, UserError)
+                else f"{type(error).__name__}: {reason}",
                 "traceback": traceback.format_exc(),
             },
         )
@@ -129,13 +131,13 @@ def _run_or_record(
             reason.splitlines()[0],
         )
     finally:
-        # Compiled programs and arrays of one backbone must not lie in the way of the next.
-        jax.clear_caches()
-        gc.collect()
+        _release()
 
 
-def _name(error: Exception) -> str:
-    return type(error).__name__
+def _release() -> None:
+    """Lets go of the programs and arrays of a run, which the next one's memory needs."""
+    jax.clear_caches()
+    gc.collect()
 
 
 def _train(config: TrainConfig, row: Row, *, progress: bool) -> None:
@@ -213,6 +215,7 @@ def print_plan(study: Study, out: Path, reasons: dict[Row, str]) -> None:
         done = sum(
             (run_folder(out, row, seed) / MEASUREMENT).is_file() for seed in range(study.seeds)
         )
-        state = f"{done} of {study.seeds} seeds measured" if done else f"{study.seeds} seeds to run"
+        seeds = f"{study.seeds} seed{'s' * (study.seeds > 1)}"
+        state = f"{done} of {seeds} measured" if done else f"{seeds} to run"
         table.add_row(row.label, f"not run: {reasons[row]}" if reasons[row] and not done else state)
     Console(stderr=True).print(table)

@@ -131,7 +131,7 @@ def _measures_table(
         if line["state"] != DONE:
             rows.append(
                 TableRow(
-                    line["key"], _plain_label(line), NOT_RUN, [], f"{line['state']}: "
+                    line["key"], _plain_label(line), line["state"], [], f"{line['state']}: "
                     f"{line['reason'].removeprefix('failed: ')}",
                 )
             )  # fmt: skip

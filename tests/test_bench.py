@@ -1,0 +1,61 @@
+import io
+import time
+from importlib import import_module
+
+from rich.console import Console
+
+from scripts.bench import GROUPS, _until, as_table
+from scripts.benchmarks.timing import Plan, Row, alternate
+
+
+def test_contenders_take_turns_after_a_warm_up_each():
+    calls = []
+    names = ("jaxear", "torch")
+    contenders = {name: lambda n=name: calls.append(n) for name in names}
+    slow = Plan(turns=3, seconds=0.0)  # no time is left after the least turns
+    seconds = alternate(slow, contenders)
+    assert calls == list(names) * 4
+    assert [len(seconds[name]) for name in names] == [3, 3]
+    calls.clear()
+    seconds = alternate(Plan(turns=3, most_turns=5), contenders, warm_up=False)
+    assert calls == list(names) * 5
+
+
+def test_ratios_are_taken_turn_by_turn():
+    row = Row("x", {"jaxear": [1.0, 2.0, 1.0], "torch": [3.0, 4.0, 1.0]}, images=8)
+    assert row.ratio("torch") == (2.0, 1.0, 3.0)
+    assert row.as_json()["images_per_second"] == {"jaxear": 8.0, "torch": 8 / 3}
+
+
+def test_what_is_missing_or_too_late_says_so():
+    def rows():
+        yield Row("first")
+        raise ImportError("No module named 'torch'")
+
+    def until(end):
+        return list(_until(end, rows, lambda why: Row("group", missing=why)))
+
+    first, second = until(time.perf_counter() + 60)
+    assert (first.name, second.missing) == ("first", "No module named 'torch'")
+    (late,) = until(time.perf_counter() - 1)
+    assert "--minutes" in late.missing
+
+
+def test_the_table_shows_ratios_and_what_is_missing():
+    row = Row("SAM", {"jaxear": [0.1], "torch": [0.25]}, facts={"peak_bytes": 2e9})
+    report = {
+        "device": "cpu",
+        "matmul_peak_flops_per_second": {"float32": 1e11},
+        "rows": {"sam": [row.as_json()], "timm": [Row("timm", missing="not here").as_json()]},
+    }
+    console = Console(file=io.StringIO(), width=160)
+    console.print(as_table(report))
+    shown = console.file.getvalue()
+    for words in ("2.50 (2.50 to 2.50)", "100 ms", "2.00 GB", "not here", "0.10 TFLOP/s"):
+        assert words in shown
+
+
+def test_every_group_of_rows_exists():
+    for where in GROUPS.values():
+        module, function = where.split(".")
+        assert callable(getattr(import_module(f"scripts.benchmarks.{module}"), function))
