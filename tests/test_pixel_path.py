@@ -83,6 +83,7 @@ def test_a_model_starts_from_its_pixel_path():
     )
 
 
+@pytest.mark.slow
 def test_training_moves_the_rest_and_not_the_path(photographs, tmp_path):
     config = tiny(
         photographs, tmp_path / "run", pixel_components=16, pixel_steps=100, aug_shift=0.1, epochs=1

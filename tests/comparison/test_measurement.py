@@ -20,6 +20,8 @@ from tests.training.tiny import quick_compilation
 
 ROW = Row("sam_vit_b", SCRATCH)
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def folder(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
