@@ -110,8 +110,8 @@ class ModelConfig:
         head_width: numbers that the latent head keeps of the features, over all grid cells.
         decoder_channels: channels of the decoder from its smallest grid to the image's.
         pixel_components: principal components of the training images themselves that code and
-            decoder start from (jaxear.pixel_path), latent_dim or more; 0 has none. Reconstructions
-            are then at least those of linear PCA with as many numbers.
+            decoder start from (jaxear.pixel_path), latent_dim or more; 0 has none. Training then
+            begins where linear PCA with as many numbers ends.
         pixel_steps: steps of the training of the small network that foretells components beyond
             latent_dim; 0 leaves linear PCA.
         dtype: of the computation; auto is bfloat16 on GPU and TPU, float32 on CPU.

@@ -123,6 +123,9 @@ def train(config: TrainConfig, *, resume: bool = False, progress: bool = True) -
             step = int(saved.step)
             state = parallel.put_state(saved)
             del saved
+        # The arrays that the model began with lie beside those of the state: let them go.
+        del leaves
+        program = dataclasses.replace(program, leaves=Partition({}, {}, {}))
         resident = stays_on_device(config, len(ears) * val_images[0].nbytes)
         constants = parallel.put_resident(
             resident_arrays(program, ears.images if resident else None)
