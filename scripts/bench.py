@@ -34,6 +34,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from jaxear.huge_pages import restart_with_huge_pages
+
 # In this order, so that what comes last suffers where time runs out; on a GPU it is FIRST_ON_GPU.
 GROUPS = {
     "sam": "networks.sam_rows",
@@ -210,4 +212,5 @@ def _milliseconds(seconds: list[float]) -> str:
 
 
 if __name__ == "__main__":
+    restart_with_huge_pages()  # for all that are compared
     main()
