@@ -29,6 +29,8 @@ class DataConfig:
         fit: how a photograph that is not square becomes so.
         box_margin: how much context to keep around an ear's box, as a fraction of its size.
         mirror_left: turn ears known to be left into right ones, so that no component is the side.
+        normalize_colour: give every picture the same mean and spread of each colour, so that
+            components are not brightness, contrast or tint; errors then are of such pictures.
         val_fraction: share of the subjects to validate on.
         test_fraction: share of the subjects to keep aside for evaluation.
         split_seed: decides which subjects these are.
@@ -48,6 +50,7 @@ class DataConfig:
     fit: Literal["pad", "stretch", "crop"] = "pad"
     box_margin: float = 0.0
     mirror_left: bool = True
+    normalize_colour: bool = False
     val_fraction: float = 0.1
     test_fraction: float = 0.1
     split_seed: int = 0

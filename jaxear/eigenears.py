@@ -279,6 +279,7 @@ def write_pixel_eigenears(
             fit=settings.fit,
             box_margin=settings.box_margin,
             mirror_left=settings.mirror_left,
+            normalize_colour=settings.normalize_colour,
         )
     if image_size is not None:
         config = dataclasses.replace(config, image_size=image_size)

@@ -6,6 +6,7 @@ cd "$(dirname "$0")/.."
 
 # Memory in huge pages, as the commands ask for (jaxear/huge_pages.py).
 export GLIBC_TUNABLES=${GLIBC_TUNABLES-glibc.malloc.hugetlb=1}
+export PYTHONDONTWRITEBYTECODE=  # the many programs that the tests start import in half the time
 environment=$(mktemp -d)
 trap 'rm -rf "$environment"' EXIT
 python3 -m venv "$environment"

@@ -9,16 +9,24 @@ resumed after each. The parameters at the end must be equal bit for bit; exits w
 from __future__ import annotations
 
 import argparse
+import multiprocessing
+import os
 import random
-import subprocess
 import sys
 import tempfile
-import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from unittest import mock
 
+import jax
 import numpy as np
 
+import jaxear.train
 from jaxear.training.checkpoints import Checkpoints
+
+# Forks of a server that has imported the command already: what is killed is training, not imports.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["jaxear.train"])
 
 SETTINGS = """
 demo_ears: 96
@@ -35,8 +43,28 @@ kl_warmup_epochs: 0.5
 """
 
 
-def command(run_dir: Path, *options: str) -> list[str]:
-    return [sys.executable, "-m", "jaxear.train", "--out", str(run_dir), *options]
+def start(run_dir: Path, *options: str, log: Path) -> BaseProcess:
+    """`jaxear train` in a process of its own, which writes to the log."""
+    process = FORKS.Process(target=_train, args=(["--out", str(run_dir), *options], log))
+    process.start()
+    return process
+
+
+def _train(argv: list[str], log: Path) -> None:
+    with mock.patch("jaxear.eigenears.write_eigenears"):  # after the last epoch
+        train_in_fork(argv, log)
+
+
+def train_in_fork(argv: list[str], log: Path) -> None:
+    """Run the command, its output in the log, and leave with its exit code.
+
+    XLA optimises little here, so that a start soon trains.
+    """
+    jax.config.update("jax_disable_most_optimizations", True)
+    with log.open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.exit(jaxear.train.main(argv))
 
 
 def leaves(run_dir: Path) -> dict[str, np.ndarray]:
@@ -49,38 +77,40 @@ def kill_and_resume(
 ) -> tuple[int, int, list[str]]:
     """Returns how often the run was killed, how often it had to be started, and which leaves of
     the end differ from those of an undisturbed run."""
-    config = folder / "config.yaml"
+    config, log = folder / "config.yaml", folder / "log.txt"
     config.write_text(SETTINGS + f"epochs: {epochs}\n")
-    begin = ("--config", str(config), "--checkpoint-minutes", "0.01")
+    begin = ("--config", str(config))
+    often = ("--checkpoint-minutes", "0.02")
     undisturbed, killed = folder / "undisturbed", folder / "killed"
-    subprocess.run(command(undisturbed, *begin), check=True, capture_output=True)
+    _finish(start(undisturbed, *begin, log=log), log)
 
     rng = random.Random(seed)
     done = starts = 0
     while True:
-        options = ("--resume",) if (killed / "config.yaml").is_file() else begin
-        process = subprocess.Popen(
-            command(killed, *options), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-        )
+        options = ("--resume",) if (killed / "config.yaml").is_file() else (*begin, *often)
+        process = start(killed, *options, log=log)
         starts += 1
-        try:
-            _, errors = process.communicate(timeout=rng.uniform(*seconds) if done < kills else None)
-        except subprocess.TimeoutExpired:
+        if done >= kills:
+            _finish(process, log)
+            break
+        process.join(rng.uniform(*seconds))
+        if process.exitcode is None:
             process.kill()
-            process.communicate()
+            process.join()
             done += 1
             print(f"\rkilled {done} times", end="", flush=True)
-            continue
-        if process.returncode:
-            raise SystemExit(f"\nAfter {done} kills the run did not go on:\n{errors[-2000:]}")
-        if done >= kills:
-            break
-        # It came to its end between two kills: the rest fall upon a run that is finished.
-        time.sleep(0.1)
+        else:  # it came to its end between two kills: the rest fall upon a run that is finished
+            _finish(process, log)
     print()
     a, b = leaves(undisturbed), leaves(killed)
     differ = sorted(name for name in a.keys() | b.keys() if not _equal(a.get(name), b.get(name)))
     return done, starts, differ
+
+
+def _finish(process: BaseProcess, log: Path) -> None:
+    process.join()
+    if process.exitcode:
+        raise SystemExit(f"\nThe run did not come to its end:\n{log.read_text()[-2000:]}")
 
 
 def _equal(a: np.ndarray | None, b: np.ndarray | None) -> bool:
@@ -94,8 +124,8 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=10, help="how often to kill (default: 10)")
     parser.add_argument("--epochs", type=int, default=30, help="of the run (default: 30)")
     parser.add_argument(
-        "--seconds", type=float, nargs=2, default=(1.0, 20.0), metavar=("MIN", "MAX"),
-        help="after how long a start is killed, drawn evenly from this range (default: 1 20)",
+        "--seconds", type=float, nargs=2, default=(1.0, 30.0), metavar=("MIN", "MAX"),
+        help="after how long a start is killed, drawn evenly from this range (default: 1 30)",
     )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="of the moments (default: 0)")
     arguments = parser.parse_args()

@@ -22,7 +22,7 @@ def _compilation_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Non
     outlives the session."""
     settings = {
         "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("jax-cache")),
-        "jax_persistent_cache_min_compile_time_secs": 0.5,
+        "jax_persistent_cache_min_compile_time_secs": 0.1,
     }
     with pytest.MonkeyPatch.context() as monkeypatch:
         for name, value in settings.items():

@@ -21,7 +21,10 @@ FLOAT = jnp.float32
 
 
 def small_vae(image_size=(32, 32), **kwargs):
-    rngs = nnx.Rngs(0)
+    return nnx.jit(lambda rngs: build(rngs, image_size, **kwargs))(nnx.Rngs(0))
+
+
+def build(rngs, image_size, **kwargs):
     backbone = create_backbone(
         "sam", image_size=image_size, weights="none", rngs=rngs,
         **{"depth": 1, "embed_dim": 16, "num_heads": 2, "global_attn_indexes": [0], **kwargs},
@@ -48,23 +51,33 @@ def test_residual_block_starts_as_the_identity():
 
 @pytest.mark.parametrize("size", [(32, 32), (32, 48)])
 def test_shapes_and_ranges(size):
-    model = small_vae(size)
     images = jax.random.uniform(jax.random.key(1), (3, *size, 3))
-    mu, logvar = model.encode(images)
+
+    @nnx.jit
+    def run(model, images):
+        mu, logvar = model.encode(images)
+        output = model(images, jax.random.key(3))
+        decoded = model.decode(jnp.concatenate([mu, output.z]))
+        sample = model.sample(2, jax.random.key(2))
+        return mu, logvar, decoded, model.reconstruct(images), sample, output.reconstruction
+
+    mu, logvar, decoded, reconstructed, sample, trained = run(small_vae(size), images)
     assert mu.shape == logvar.shape == (3, 8)
-    decoded = model.decode(mu)
-    assert decoded.shape == images.shape
+    assert reconstructed.shape == trained.shape == images.shape
+    assert sample.shape == (2, *size, 3)
     assert 0 <= decoded.min() <= decoded.max() <= 1
-    np.testing.assert_allclose(model.reconstruct(images), decoded, atol=1e-6)
-    assert model.sample(2, jax.random.key(2)).shape == (2, *size, 3)
-    output = model(images, jax.random.key(3))
-    np.testing.assert_allclose(output.reconstruction, model.decode(output.z), atol=1e-6)
+    np.testing.assert_allclose(reconstructed, decoded[:3], atol=1e-6)
+    np.testing.assert_allclose(trained, decoded[3:], atol=1e-6)
+
+
+@nnx.jit
+def means(model, images):
+    return model.encode(images)[0]
 
 
 def test_the_code_depends_on_where_things_are():
-    model = small_vae()
     image = jnp.zeros((1, 32, 32, 3)).at[:, :16, :16].set(1.0)
-    there, here = model.encode(image)[0], model.encode(image[:, ::-1])[0]
+    there, here = means(small_vae(), jnp.concatenate([image, image[:, ::-1]]))
     assert jnp.abs(there - here).max() > 1e-3
 
 
@@ -87,14 +100,14 @@ def test_decoder_refuses_what_it_cannot_build(size, channels, message):
 def test_several_feature_maps_are_fused():
     model = small_vae(depth=2, global_attn_indexes=[0, 1], features=["stage1", "last"])
     images = jax.random.uniform(jax.random.key(1), (2, 32, 32, 3))
-    mu, logvar = model.encode(images)
-    assert mu.shape == logvar.shape == (2, 8)
+    mu = means(model, images)
+    assert mu.shape == (2, 8)
     # Both maps reach every latent dimension
     for head in model.encoder.head.heads:
         bias = head.mu.bias
         before = bias[...]
         bias.set_value(before + 1.0)
-        assert (jnp.abs(model.encode(images)[0] - mu) > 1e-4).all()
+        assert (jnp.abs(means(model, images) - mu) > 1e-4).all()
         bias.set_value(before)
 
 

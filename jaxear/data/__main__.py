@@ -64,6 +64,12 @@ def data_parser() -> Parser:
         help="turn ears known to be left into right ones.",
     )
     parser.add_argument(
+        "--normalize_colour",
+        type=bool,
+        default=False,
+        help="give every picture the same mean and spread of each colour.",
+    )
+    parser.add_argument(
         "--max_bad", type=float, default=0.05, help="share of unreadable files to put up with."
     )
     parser.add_argument(
@@ -85,7 +91,13 @@ def prepare(argv: Sequence[str] | None) -> None:
         if value is not None and not value >= low:
             raise UserError(f"--{name.replace('_', '-')} must be at least {low}, not {value}")
     records = load_records(options.data, options.layout)
-    settings = Settings(options.image_size, options.fit, options.box_margin, options.mirror_left)
+    settings = Settings(
+        image_size=options.image_size,
+        fit=options.fit,
+        box_margin=options.box_margin,
+        mirror_left=options.mirror_left,
+        normalize_colour=options.normalize_colour,
+    )
     start = time.perf_counter()
     with reading_bar(True) as report:
         store = prepare_store(
@@ -104,7 +116,8 @@ def prepare(argv: Sequence[str] | None) -> None:
         f"{options.out} ({megabytes:.0f} MB, {seconds:.1f} s); {len(ears.rejected)} left out.\n"
         f"Now: jaxear train --data {options.out} --image-size {options.image_size} "
         f"--fit {options.fit} --box-margin {options.box_margin:g} "
-        f"--mirror-left {str(options.mirror_left).lower()}"
+        f"--mirror-left {str(options.mirror_left).lower()} "
+        f"--normalize-colour {str(options.normalize_colour).lower()}"
     )
 
 

@@ -69,6 +69,7 @@ def load_images(
     fit: Fit = "pad",
     margin: float = 0.0,
     mirror_left: bool = False,
+    colour_normalized: bool = False,
     max_bad: float = 0.05,
     max_pixels: int = MAX_PIXELS,
     workers: int | None = None,
@@ -89,6 +90,7 @@ def load_images(
         fit=fit,
         margin=margin,
         mirror_left=mirror_left,
+        colour_normalized=colour_normalized,
         max_pixels=max_pixels,
     )
     images = np.empty((len(records), image_size, image_size, 3), np.uint8)

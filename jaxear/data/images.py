@@ -50,6 +50,9 @@ _GREY = 128
 # repeating the border's pixels raised the error inside the picture by 7 %.
 PAD_COLOUR = (124, 116, 104)
 
+# ImageNet's standard deviations, of 255.
+COLOUR_SPREAD = (58.4, 57.1, 57.4)
+
 # EXIF 2.32, tag 0x0112: what undoes each orientation.
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
@@ -266,6 +269,22 @@ def to_square(image: np.ndarray, size: int, mode: Fit = "pad") -> np.ndarray:
     raise UserError(f"unknown fit {mode!r}; known are pad, stretch, crop")
 
 
+def normalize_colour(image: np.ndarray) -> np.ndarray:
+    """`image` uint8 [H, W, 3] with the mean `PAD_COLOUR` and `COLOUR_SPREAD` in each channel.
+
+    What light and camera do to the whole picture is then gone: its brightness, contrast and tint,
+    and with them the lightness of the skin. Values beyond 0 and 255 are clipped.
+    """
+    values = np.arange(256.0)
+    table = np.empty((256, 3), np.uint8)
+    for channel in range(3):
+        pixels = image[..., channel]
+        spread = max(float(pixels.std()), 1.0)  # of a picture of one colour noise would be left
+        new = (values - pixels.mean()) / spread * COLOUR_SPREAD[channel] + PAD_COLOUR[channel]
+        table[:, channel] = np.clip(np.rint(new), 0, 255)
+    return table[image, np.arange(3)]
+
+
 @lru_cache(maxsize=1)
 def _padding(size: int) -> np.ndarray:
     return np.full((size, size, 3), PAD_COLOUR, np.uint8)
@@ -318,13 +337,15 @@ def prepare_image(
     fit: Fit = "pad",
     margin: float = 0.0,
     mirror_left: bool = False,
+    colour_normalized: bool = False,
     max_pixels: int = MAX_PIXELS,
     content: bytes | None = None,
 ) -> np.ndarray:
     """The ear of one record as the models see it, uint8 RGB [image_size, image_size, 3].
 
-    Decoded (`decode`), cut to its box with `margin` (`crop_box`), made square (`to_square`) and,
-    where `mirror_left` and the record is a left ear, mirrored into a right one. `content` is what
+    Decoded (`decode`), cut to its box with `margin` (`crop_box`), if asked for `normalize_colour`d,
+    made square (`to_square`) and, where `mirror_left` and the record is a left ear, mirrored into a
+    right one. `content` is what
     the record's file holds, where it has been read already. Raises `ImageError` with the path and
     the reason.
     """
@@ -337,6 +358,8 @@ def prepare_image(
         height, width = image.shape[:2]
         if min(height, width) < MIN_SIDE:
             raise ImageError(f"{width}x{height} pixels, too small for an ear (at least {MIN_SIDE})")
+        if colour_normalized:
+            image = normalize_colour(image)
         image = to_square(image, image_size, fit)
     except ImageError as error:
         raise ImageError(error.reason, record.path) from None

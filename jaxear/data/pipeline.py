@@ -16,6 +16,7 @@ import numpy as np
 
 from jaxear.config import DataConfig
 from jaxear.data.dataset import EarImages, from_store, load_images
+from jaxear.data.images import normalize_colour
 from jaxear.data.progress import reading_bar
 from jaxear.data.records import Record
 from jaxear.data.sources import data_root, load_records
@@ -69,6 +70,7 @@ def load_split(config: DataConfig, split: str, *, progress: bool = True) -> EarI
                 fit=config.fit,
                 margin=config.box_margin,
                 mirror_left=config.mirror_left,
+                colour_normalized=config.normalize_colour,
                 max_bad=config.max_bad,
                 progress=progress,
             )
@@ -100,7 +102,13 @@ def choose(records: list[Record], config: DataConfig, split: str) -> list[Record
 
 def settings_of(config: DataConfig) -> Settings:
     """How the pictures of a configuration are prepared."""
-    return Settings(config.image_size, config.fit, config.box_margin, config.mirror_left)
+    return Settings(
+        image_size=config.image_size,
+        fit=config.fit,
+        box_margin=config.box_margin,
+        mirror_left=config.mirror_left,
+        normalize_colour=config.normalize_colour,
+    )
 
 
 def check_settings(store: Store, wanted: Settings) -> None:
@@ -136,7 +144,10 @@ def draw_demo_ears(config: DataConfig, records: list[Record]) -> EarImages:
     images, factors = _drawn(config.split_seed, config.demo_ears, config.image_size)
     numbers = [int(record.subject.rsplit("-", 1)[1]) for record in records]
     chosen = {name: values[numbers] for name, values in factors.items()}
-    return EarImages(images[numbers], records, [], factors=chosen)
+    images = images[numbers]
+    if config.normalize_colour:
+        images = np.stack([normalize_colour(image) for image in images])
+    return EarImages(images, records, [], factors=chosen)
 
 
 @lru_cache(maxsize=1)  # one program reads several splits of them, several times

@@ -59,6 +59,7 @@ class Settings:
     fit: Fit = "pad"
     box_margin: float = 0.0
     mirror_left: bool = True
+    normalize_colour: bool = False
 
     def prepare(self, record: Record, content: bytes | None = None) -> np.ndarray:
         """The record's picture, uint8 [image_size, image_size, 3]; raises `ImageError`.
@@ -71,6 +72,7 @@ class Settings:
             fit=self.fit,
             margin=self.box_margin,
             mirror_left=self.mirror_left,
+            colour_normalized=self.normalize_colour,
             content=content,
         )
 
@@ -358,7 +360,9 @@ def _former_entries(folder: Path, settings: Settings) -> dict[tuple, Entry]:
             continue
         if head.get("format") != FORMAT:
             raise UserError(f"{folder} holds no images of this version of jaxear; delete it.")
-        if different := differences(head["settings"], dataclasses.asdict(settings)):
+        if different := differences(
+            dataclasses.asdict(Settings(**head["settings"])), dataclasses.asdict(settings)
+        ):
             raise UserError(
                 f"{folder} holds images prepared otherwise ({different}). Delete it, or give "
                 "another folder."

@@ -20,13 +20,15 @@ from jaxear.training.optimizer import create_optimizer, create_schedule, rate_sc
 from jaxear.training.sharding import AXIS, JitParallel, Parallel, create_parallel
 from jaxear.training.state import create_state, split_model
 from jaxear.training.step import make_eval_step, make_train_step
-from tests.training.tiny import tiny
+from tests.training.tiny import TINY_SAM, tiny
 
 STEPS = 20
 
 
 def config_of(**changes) -> TrainConfig:
     settings = {"batch_size": 16, "latent_dim": 64, "head_width": 512, "ema_decay": 0.9, **changes}
+    settings["backbone_options"] = {**TINY_SAM, "depth": 1, "global_attn_indexes": []}
+    settings["decoder_channels"] = (8,)
     return tiny(Path("none"), Path("none"), **settings)
 
 

@@ -2,13 +2,13 @@
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -16,7 +16,8 @@ from jaxear.errors import UserError
 from jaxear.train import train
 from jaxear.training.checkpoints import Checkpoints
 from jaxear.training.sharding import create_parallel
-from tests.training.tiny import tiny
+from scripts.kill_resume import FORKS, train_in_fork
+from tests.training.tiny import tiny, without_eigenears
 
 ROOT = Path(__file__).parents[2]
 
@@ -83,15 +84,17 @@ def leaves(run_dir):
 
 
 def start(run_dir, *options, devices=2):
-    command = [sys.executable, "-m", "jaxear.train", "--out", str(run_dir), *options]
-    return subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env=environment(devices),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    arguments = ["--out", str(run_dir), *options]
+    process = FORKS.Process(target=train_on, args=(devices, arguments, run_dir.parent))
+    process.start()
+    return process
+
+
+def train_on(devices, arguments, logs):
+    """In a fork that has not used JAX yet."""
+    os.environ |= environment(devices)
+    jax.config.update("jax_platforms", "cpu")
+    train_in_fork(arguments, logs / f"{os.getpid()}.log")
 
 
 def start_two(run_dir, *options):
@@ -102,14 +105,16 @@ def start_two(run_dir, *options):
     return [start(run_dir, *options, *together, str(i)) for i in (0, 1)]
 
 
-def finish(processes, code):
+def finish(processes, code, logs):
     try:
-        ends = [(process.communicate(timeout=300)[0], process.returncode) for process in processes]
+        for process in processes:
+            process.join(300)
+        ends = [process.exitcode for process in processes]
     finally:
         for process in processes:
             process.kill()
-            process.communicate()
-    assert all(end == code for _, end in ends), "\n".join(output[-2000:] for output, _ in ends)
+    said = [(logs / f"{process.pid}.log").read_text()[-2000:] for process in processes]
+    assert ends == [code] * len(processes), "\n".join(said)
 
 
 @pytest.mark.slow
@@ -119,19 +124,20 @@ def test_two_processes_train_stop_and_go_on(photographs, tmp_path):
     Then one process of two devices trains another epoch from what the four devices saved.
     """
     config = tiny(photographs, tmp_path / "one", parallel="fsdp", batch_size=12, epochs=6)
-    train(config, progress=False)
+    with without_eigenears():
+        train(config, progress=False)
     run = tmp_path / "two"
     options = ("--config", str(tmp_path / "one" / "config.yaml"), "--checkpoint-minutes", "0")
     processes = start_two(run, *options)
-    until(lambda: steps_of(run) or any(p.poll() is not None for p in processes))
-    processes[1].send_signal(signal.SIGTERM)
-    finish(processes, 130)
-    finish(start_two(run, "--resume"), 0)
+    until(lambda: steps_of(run) or any(p.exitcode is not None for p in processes))
+    processes[1].terminate()
+    finish(processes, 130, tmp_path)
+    finish(start_two(run, "--resume"), 0, tmp_path)
     assert (run / "eigenears" / "eigenears.json").is_file()
     expected = leaves(tmp_path / "one")
     for name, leaf in leaves(run).items():
         np.testing.assert_allclose(leaf, expected[name], atol=2e-4, err_msg=name)
-    finish([start(run, "--resume", "--epochs", "7", devices=2)], 0)
+    finish([start(run, "--resume", "--epochs", "7", devices=2)], 0, tmp_path)
     assert (run / "metrics.csv").read_text().splitlines()[-1].startswith("7,")
 
 
