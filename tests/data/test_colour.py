@@ -1,8 +1,10 @@
 """Pictures brought to one brightness, contrast and tint."""
 
+import dataclasses
 import json
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from jaxear.config import TrainConfig
@@ -11,6 +13,7 @@ from jaxear.data.pipeline import load_split
 from jaxear.data.records import Record
 from jaxear.data.sources import load_records
 from jaxear.data.store import MANIFEST, Settings, prepare_store
+from jaxear.errors import UserError
 
 
 def picture(contrast=1.0, tint=(0, 0, 0)):
@@ -46,28 +49,41 @@ def test_the_padding_is_left_out(tmp_path):
     np.testing.assert_array_equal(found[:, :8], np.broadcast_to(np.uint8(PAD_COLOUR), (48, 8, 3)))
 
 
-def test_photographs_come_normalized_from_store_and_memory_and_synthetic_ears_do(photographs):
+@pytest.fixture
+def ears(tmp_path):
+    """A folder of three pictures, each of another brightness."""
+    for i, tint in enumerate((-30, 0, 40)):
+        (tmp_path / "ears" / f"{i}").mkdir(parents=True)
+        Image.fromarray(picture(0.7, (tint,) * 3)).save(tmp_path / "ears" / f"{i}" / "ear.png")
+    return tmp_path / "ears"
+
+
+def test_photographs_come_normalized_from_store_and_memory_and_synthetic_ears_do(ears):
     for source in (
-        {"data": str(photographs), "cache_dir": "none"},
-        {"data": str(photographs)},
+        {"data": str(ears), "cache_dir": "none"},
+        {"data": str(ears)},
         {"demo_ears": 4},
     ):
         config = TrainConfig(image_size=32, val_fraction=0.0, test_fraction=0.0, **source)
         plain = load_split(config, "train", progress=False).images
-        config = TrainConfig(**{**vars(config), "normalize_colour": True})
+        config = dataclasses.replace(config, normalize_colour=True)
         found = load_split(config, "train", progress=False).images
         assert np.ptp(plain.mean((1, 2)), axis=0).min() > 8
         assert np.ptp(found.mean((1, 2)), axis=0).max() < 8, source  # clipping moves it a little
 
 
-def test_a_store_from_before_this_setting_is_one_without_it(photographs, tmp_path):
-    records = load_records(photographs)
-    prepare_store(tmp_path / "store", records, photographs, Settings(16))
+def test_a_store_from_before_this_setting_is_one_without_it(ears, tmp_path):
+    def prepare(settings):
+        return prepare_store(tmp_path / "store", load_records(ears), ears, settings)
+
+    before = np.array(prepare(Settings(16)).pixels)
     path = tmp_path / "store" / MANIFEST
     manifest = json.loads(path.read_text())
     del manifest["settings"]["normalize_colour"]
     path.write_text(json.dumps(manifest))
-    before = path.stat().st_mtime_ns
-    store = prepare_store(tmp_path / "store", records, photographs, Settings(16))
+    store = prepare(Settings(16))
     assert store.settings == Settings(16)
-    assert path.stat().st_mtime_ns == before
+    np.testing.assert_array_equal(store.pixels, before)
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="normalize_colour is False, not True"):
+        prepare(Settings(16, normalize_colour=True))
