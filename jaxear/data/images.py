@@ -343,11 +343,10 @@ def prepare_image(
 ) -> np.ndarray:
     """The ear of one record as the models see it, uint8 RGB [image_size, image_size, 3].
 
-    Decoded (`decode`), cut to its box with `margin` (`crop_box`), if asked for `normalize_colour`d,
-    made square (`to_square`) and, where `mirror_left` and the record is a left ear, mirrored into a
-    right one. `content` is what
-    the record's file holds, where it has been read already. Raises `ImageError` with the path and
-    the reason.
+    Decoded (`decode`), cut to its box with `margin` (`crop_box`), its colours normalised if asked
+    for (`normalize_colour`), made square (`to_square`) and, where `mirror_left` and the record is a
+    left ear, mirrored into a right one. `content` is what the record's file holds, where it has
+    been read already. Raises `ImageError` with the path and the reason.
     """
     # A box is in the pixels of the whole picture.
     enough = DRAFT_GAP * image_size if record.box is None else None
