@@ -14,6 +14,11 @@ one is measured.
 
 from __future__ import annotations
 
+from jaxear.huge_pages import restart_with_huge_pages
+
+if __name__ == "__main__":
+    restart_with_huge_pages()  # before the imports below, which take seconds
+
 import argparse
 import dataclasses
 import logging

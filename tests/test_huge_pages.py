@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxear import huge_pages
+from jaxear import cli, huge_pages
 
 ROOT = Path(__file__).parents[1]
 PROGRAM = """
@@ -42,6 +42,16 @@ def test_a_program_is_started_once_more_with_its_arguments_in_the_same_process(t
 def test_tunables_of_the_user_are_left_alone(tmp_path):
     lines, pid = run(tmp_path, GLIBC_TUNABLES="")
     assert lines == ["started", f" {pid} ['--out', 'two words']"]
+
+
+def test_the_command_asks_for_them_and_a_call_from_python_does_not(monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(cli, "restart_with_huge_pages", lambda: asked.append(True))
+    assert cli.main(["--version"]) == 0
+    assert not asked
+    monkeypatch.setattr(sys, "argv", ["jaxear", "--version"])
+    assert cli.main() == 0
+    assert asked
 
 
 @pytest.mark.parametrize(
