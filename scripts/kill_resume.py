@@ -2,7 +2,7 @@
 
     python scripts/kill_resume.py --kills 50
 
-Trains a small model on synthetic ears twice: once undisturbed, once killed as often as asked and
+Trains a small model on pictures of noise twice: once undisturbed, once killed as often as asked and
 resumed after each. The parameters at the end must be equal bit for bit; exits with 1 if not.
 """
 
@@ -20,6 +20,7 @@ from unittest import mock
 
 import jax
 import numpy as np
+from PIL import Image
 
 import jaxear.train
 from jaxear.training.checkpoints import Checkpoints
@@ -29,7 +30,6 @@ FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["jaxear.train"])
 
 SETTINGS = """
-demo_ears: 96
 image_size: 32
 weights: none
 backbone_options: {depth: 2, embed_dim: 32, num_heads: 2, global_attn_indexes: [1]}
@@ -67,6 +67,17 @@ def train_in_fork(argv: list[str], log: Path) -> None:
     sys.exit(jaxear.train.main(argv))
 
 
+def draw_pictures(folder: Path) -> Path:
+    """96 of noise: files are read sooner than synthetic ears are drawn, so that kills fall upon
+    training."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(96):
+        picture = rng.integers(0, 256, (32, 32, 3), np.uint8)
+        Image.fromarray(picture).save(folder / f"{i:02d}.png")
+    return folder
+
+
 def leaves(run_dir: Path) -> dict[str, np.ndarray]:
     with Checkpoints(run_dir / "checkpoints", read_only=True) as checkpoints:
         return checkpoints.load_leaves(checkpoints.find("latest"))
@@ -78,7 +89,9 @@ def kill_and_resume(
     """Returns how often the run was killed, how often it had to be started, and which leaves of
     the end differ from those of an undisturbed run."""
     config, log = folder / "config.yaml", folder / "log.txt"
-    config.write_text(SETTINGS + f"epochs: {epochs}\n")
+    pictures = draw_pictures(folder / "pictures")
+    data = f"data: {pictures}\ncache_dir: {folder / 'prepared'}\n"
+    config.write_text(SETTINGS + data + f"epochs: {epochs}\n")
     begin = ("--config", str(config))
     often = ("--checkpoint-minutes", "0.02")
     undisturbed, killed = folder / "undisturbed", folder / "killed"

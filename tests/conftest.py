@@ -32,6 +32,13 @@ def _compilation_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Non
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _quick_compilation() -> Iterator[None]:
+    """Here, and in the programs that tests start, XLA optimises little; `optimized` undoes it."""
+    with quick_compilation():
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Prepared photographs are kept in a home of the session's own, not in the user's."""
     with pytest.MonkeyPatch.context() as monkeypatch:
@@ -84,6 +91,5 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished(tmp_path_factory: pytest.TempPathFactory, photographs: Path) -> Path:
     """The directory of a finished run of three epochs, three steps each."""
     out = tmp_path_factory.mktemp("runs") / "finished"
-    with quick_compilation():
-        jaxear.train.train(tiny(photographs, out), progress=False)
+    jaxear.train.train(tiny(photographs, out), progress=False)
     return out

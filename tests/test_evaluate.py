@@ -29,15 +29,8 @@ from jaxear.inference import decode_codes, encode_images
 from jaxear.model import load_config
 from tests.assessment.test_recognition import plain_figures
 from tests.test_metrics import plain_ms_ssim
-from tests.training.tiny import quick_compilation
 
 PER_EAR = ("psnr", "ssim", "ms_ssim", "edge")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick_compilation():
-    with quick_compilation():
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,6 @@ from jaxear.comparison import runner
 from jaxear.comparison.measurement import LINEAR_PCA, _anatomy
 from jaxear.comparison.plan import SCRATCH, Row, make_study, run_folder
 from tests.comparison.conftest import tiny_settings
-from tests.training.tiny import quick_compilation
 
 ROW = Row("sam_vit_b", SCRATCH)
 
@@ -35,7 +34,7 @@ def folder(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         settings=tiny_settings() | {"test_fraction": 0.1},
     )
     out = tmp_path_factory.mktemp("measured")
-    with quick_compilation(), pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         # The pictures are not the matter here, and take most of the time.
         for module, names in (
             (eigenear_report, ("_draw_figures", "save_animation", "save_figure")),

@@ -212,11 +212,12 @@ def small(request: pytest.FixtureRequest) -> Iterator[Family]:
     gc.collect()
 
 
-def test_float32(family):
-    """At an odd height, which stays odd through all halvings, and an even width."""
+@pytest.mark.parametrize("height", [128, 97])
+def test_float32(family, height):
+    """Of squares; and at an odd height, which stays odd through all halvings, and an even width."""
     model, encoder = family.original(), family.encoder()
     graph, state = nnx.split(encoder)
-    x = natural_images(2, 97, 128, seed=2)
+    x = natural_images(2, height, 128, seed=2)
     with torch.no_grad():
         reference = family.reference(model, x)
     found = jax.jit(lambda state, x: outputs(nnx.merge(graph, state), x))(state, nhwc(x))

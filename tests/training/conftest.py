@@ -1,12 +1,6 @@
 import pytest
 
-from tests.training.tiny import quick_compilation, without_eigenears
-
-
-@pytest.fixture(scope="package", autouse=True)
-def _quick_compilation():
-    with quick_compilation():
-        yield
+from tests.training.tiny import without_eigenears
 
 
 @pytest.fixture

@@ -43,9 +43,6 @@ def tiny(photographs: Path, out: Path, **changes: Any) -> TrainConfig:
 def quick_compilation() -> Iterator[None]:
     """Here runs that differ in nothing that is compiled are traced and compiled once, without XLA's
     optimisations: these take most of the time of such tests, and do not change what they say."""
-    if jax.config.read("jax_disable_most_optimizations"):
-        yield
-        return
     make, compile_train = jaxear.training.program.make_train_step, JitParallel.compile_train
 
     def make_train_step(config: TrainConfig, *arguments: Any, **options: Any) -> Any:
@@ -59,14 +56,29 @@ def quick_compilation() -> Iterator[None]:
             _programs[key] = compile_train(self, step, *arguments)
         return _programs[key]
 
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, _optimizations(False):
         patch.setattr(jaxear.training.program, "make_train_step", make_train_step)
         patch.setattr(JitParallel, "compile_train", compiled_once)
-        jax.config.update("jax_disable_most_optimizations", True)
-        try:
-            yield
-        finally:
-            jax.config.update("jax_disable_most_optimizations", False)
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # of programs that are started
+        yield
+
+
+@contextmanager
+def optimized() -> Iterator[None]:
+    """Here, and in programs that are started, XLA optimises as it does for users."""
+    with pytest.MonkeyPatch.context() as patch, _optimizations(True):
+        patch.delenv("JAX_DISABLE_MOST_OPTIMIZATIONS")
+        yield
+
+
+@contextmanager
+def _optimizations(wanted: bool) -> Iterator[None]:
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", not wanted)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", before)
 
 
 _programs: dict[Any, Any] = {}
