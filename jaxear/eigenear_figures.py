@@ -182,6 +182,7 @@ def scree(
     intervals: np.ndarray | None = None,
     chance: np.ndarray | None = None,
     n_real: int | None = None,
+    hidden: np.ndarray | None = None,
 ) -> Figure:
     """How much of the variance each component explains, how sure that is, and what chance does.
 
@@ -190,6 +191,7 @@ def scree(
         intervals: of their confidence, [k, 2].
         chance: what the k-th component of data without structure stays below, [k].
         n_real: how many of the first components are more than that; they are drawn filled.
+        hidden: which of the others cannot be told from chance even if they are more, bool [k].
     """
     k = len(ratios)
     numbers = np.arange(1, k + 1)
@@ -212,9 +214,14 @@ def scree(
     real = numbers <= (k if n_real is None else n_real)
     name = "component" if n_real is None else "more than chance (p < 0.05)"
     single.plot(numbers[real], 100 * ratios[real], "o", color=BLUE, ms=3.8, label=name)
-    if not real.all():
-        hollow = {"mfc": "white", "color": BLUE, "ms": 3.8, "label": "not more than chance"}
-        single.plot(numbers[~real], 100 * ratios[~real], "o", **hollow)
+    hidden = ~real & (np.zeros(k, bool) if hidden is None else hidden)
+    for which, marker, name in (
+        (~real & ~hidden, "o", "not more than chance"),
+        (hidden, "D", "not testable: along one dimension"),
+    ):
+        if which.any():
+            hollow = {"mfc": "white", "color": BLUE, "ms": 3.8, "label": name}
+            single.plot(numbers[which], 100 * ratios[which], marker, **hollow)
     single.set_ylabel("Explained variance (%)")
     lowest = min(array.min() for array in (ratios, chance) if array is not None)
     single.set_yscale("log")

@@ -15,7 +15,12 @@ from jaxear import exemplars
 from jaxear.data.dataset import EarImages
 from jaxear.figures import save_animation, save_figure
 from jaxear.meaning import describe_components, meaning_figure, print_description
-from jaxear.significance import ParallelAnalysis, confidence_intervals, parallel_analysis
+from jaxear.significance import (
+    ParallelAnalysis,
+    along_one_column,
+    confidence_intervals,
+    parallel_analysis,
+)
 from jaxear.training.logging import write_json
 
 if TYPE_CHECKING:
@@ -59,12 +64,14 @@ def write_report(
         intervals = confidence_intervals(codes, subjects, k, draws=bootstrap)
     if permutations:
         test = parallel_analysis(codes, k, permutations=permutations)
+    hidden = along_one_column(eigenears.components_)
 
     traverses = draw.Traverses(eigenears.traverses(STEPS), STEPS)
     ends = [exemplars.extremes(column, subjects, AT_EACH_END) for column in scores.T]
     places = draw.INTEGERS
     stand = np.stack([exemplars.along(scores, i, places, subjects) for i in range(k)])
-    _draw_figures(out, ears, traverses, scores, subjects, ratios, (intervals, test), ends, stand)
+    statistics = (intervals, test, hidden)
+    _draw_figures(out, ears, traverses, scores, subjects, ratios, statistics, ends, stand)
     for i, frames in enumerate(traverses.images):
         save_animation(out / "components" / f"pc{i + 1:02d}.gif", frames, STEPS)
     _write_scores(out / "scores.csv", ears, scores)
@@ -98,6 +105,8 @@ def write_report(
         "p_values": None if test is None else _listed(test.p_values),
         "chance_ratio_95": None if test is None else _listed(test.chance),
         "n_real_components": None if test is None else test.n_real,
+        # Those that the test cannot tell from chance, real or not.
+        "components_along_one_dimension": [int(i) + 1 for i in np.flatnonzero(hidden)],
         "permutations": permutations,
         "pc1": float(ratios[0]),
         "pc_first5": float(ratios[:5].sum()),
@@ -115,16 +124,16 @@ def _draw_figures(
     scores: np.ndarray,
     subjects: np.ndarray,
     ratios: np.ndarray,
-    statistics: tuple[np.ndarray | None, ParallelAnalysis | None],
+    statistics: tuple[np.ndarray | None, ParallelAnalysis | None, np.ndarray],
     ends: list[tuple[np.ndarray, np.ndarray]],
     stand: np.ndarray,
 ) -> None:
-    intervals, test = statistics
+    intervals, test, hidden = statistics
     save_figure(draw.traversals(traverses, ratios), out / "traversals")
     lowest, highest = ([ears.take(rows) for rows in side] for side in zip(*ends, strict=True))
     save_figure(draw.atlas(traverses, ratios, lowest, highest), out / "atlas")
     chance, n_real = (None, None) if test is None else (test.chance, test.n_real)
-    save_figure(draw.scree(ratios, intervals, chance, n_real), out / "scree")
+    save_figure(draw.scree(ratios, intervals, chance, n_real, hidden), out / "scree")
     save_figure(draw.score_scatter(scores, subjects, ratios), out / "scores")
     rows = stand[:NEIGHBOURED]
     found = np.take_along_axis(scores.T[:NEIGHBOURED], np.maximum(rows, 0), axis=1)
@@ -174,5 +183,10 @@ def print_report(report: dict[str, Any], out: Path, console: Console) -> None:
     if n_real is not None:
         of = f"of the {len(ratios)} kept" if n_real < len(ratios) else "all that were kept"
         console.print(f"{n_real} components explain more than chance would ({of}).")
+        if n_real + 1 in report["components_along_one_dimension"]:
+            console.print(
+                f"There may be more: from PC{n_real + 1} on, components lie along single "
+                "dimensions of the code, where permutations cannot tell them from chance."
+            )
     print_description(report["meaning"], console)
     console.print(f"The figures are in {out}")

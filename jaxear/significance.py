@@ -125,7 +125,7 @@ def parallel_analysis(
     permuted codes spread the variance of strong components over all, so that weak ones beside them
     are held against too much (Dobriban & Owen, "Deterministic parallel analysis", 2019). And no
     component can be told from chance that lies along one column alone, as permuting it changes
-    nothing.
+    nothing (`along_one_column`).
 
     Of codes wider than 1,024, each draw permutes as many columns, chosen at random. That spreads
     the shares of chance more widely: again on the low side.
@@ -153,6 +153,13 @@ def parallel_analysis(
     fails = np.flatnonzero(p_values >= ALPHA)
     chance = np.quantile(draws, 1 - ALPHA, axis=0)
     return ParallelAnalysis(p_values, chance, int(fails[0]) if len(fails) else k)
+
+
+def along_one_column(components: np.ndarray) -> np.ndarray:
+    """Which components [k, d] lie along a single column of the codes, by more than half their
+    squared length: these `parallel_analysis` cannot tell from chance. bool [k].
+    """
+    return np.max(np.square(components), axis=1) > 0.5
 
 
 def _centred(codes: np.ndarray) -> np.ndarray:

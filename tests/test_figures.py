@@ -114,6 +114,15 @@ def test_scree_fills_what_is_more_than_chance():
     np.testing.assert_allclose(running.lines[0].get_ydata(), [40, 60, 70, 75, 77])
 
 
+def test_scree_tells_what_cannot_be_tested():
+    hidden = np.asarray([True, False, False, True, False])
+    figure = draw.scree(RATIOS, None, np.full(5, 0.07), n_real=3, hidden=hidden)
+    lines = {line.get_label(): line for line in figure.axes[0].lines}
+    np.testing.assert_allclose(lines["more than chance (p < 0.05)"].get_ydata(), [40, 20, 10])
+    np.testing.assert_allclose(lines["not testable: along one dimension"].get_ydata(), [5])
+    np.testing.assert_allclose(lines["not more than chance"].get_ydata(), [2])
+
+
 def test_scree_without_draws_claims_nothing():
     labels = [text.get_text() for text in draw.scree(RATIOS).axes[0].get_legend().get_texts()]
     assert labels == ["component"]

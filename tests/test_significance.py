@@ -3,7 +3,12 @@ import pytest
 
 from jaxear import significance
 from jaxear.pca import PCA
-from jaxear.significance import confidence_intervals, parallel_analysis, variance_shares
+from jaxear.significance import (
+    along_one_column,
+    confidence_intervals,
+    parallel_analysis,
+    variance_shares,
+)
 
 
 def normal(spectrum, n, seed=0, images=1):
@@ -111,6 +116,17 @@ def test_so_many_components_are_real_as_there_are(n):
     shares = variance_shares(codes, 8)
     assert (shares[:3] > found.chance[:3]).all()
     assert shares[3] < found.chance[3]
+
+
+def test_components_along_single_columns_cannot_be_told_from_chance():
+    rng = np.random.default_rng(0)
+    codes = rng.normal(size=(400, 40)) * np.append([8.0, 7.0, 6.0], np.ones(37))
+    rotation, _ = np.linalg.qr(rng.normal(size=(40, 40)))
+    found = []
+    for columns in (codes, codes @ rotation):
+        components = np.linalg.svd(columns - columns.mean(axis=0))[2][:3]
+        found.append((along_one_column(components).all(), parallel_analysis(columns, 3).n_real))
+    assert found == [(True, 0), (False, 3)]
 
 
 def test_noise_is_called_real_once_in_twenty_times():
