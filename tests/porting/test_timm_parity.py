@@ -21,7 +21,12 @@ from flax import nnx
 
 from jaxear.backbones.base import Encoder
 from jaxear.backbones.convnext import CONVNEXT_TINY, CONVNEXTV2_TINY, ConvNeXtEncoder
-from jaxear.backbones.efficientnet import EFFICIENTNET_B3, EFFICIENTNET_LITE0, EfficientNetEncoder
+from jaxear.backbones.efficientnet import (
+    EFFICIENTNET_B3,
+    EFFICIENTNET_LITE0,
+    TF_EFFICIENTNET_B3,
+    EfficientNetEncoder,
+)
 from jaxear.backbones.layers import BatchNorm
 from jaxear.backbones.mbconv import MBConvConfig
 from jaxear.backbones.registry import get_spec
@@ -72,6 +77,12 @@ SMALL: Mapping[str, tuple[Build, Any]] = {
         lambda: timm.models.efficientnet._gen_efficientnet("efficientnet_b3", 1.2, 0.5),
         shortened(EFFICIENTNET_B3),
     ),
+    "tf_efficientnet_b3": (
+        lambda: timm.models.efficientnet._gen_efficientnet(
+            "tf_efficientnet_b3", 1.2, 0.5, pad_type="same", bn_eps=1e-3
+        ),
+        shortened(TF_EFFICIENTNET_B3),
+    ),
     "efficientnet_lite0": (
         lambda: timm.models.efficientnet._gen_efficientnet_lite(
             "tf_efficientnet_lite0", 1.0, 0.5, pad_type="same", bn_eps=1e-3
@@ -91,18 +102,18 @@ ENCODERS: Mapping[str, Any] = {
     "vgg16": VGGEncoder,
     "resnet50": ResNetEncoder,
     "efficientnet_b3": EfficientNetEncoder,
+    "tf_efficientnet_b3": EfficientNetEncoder,
     "efficientnet_lite0": EfficientNetEncoder,
     "convnext_tiny": ConvNeXtEncoder,
     "convnextv2_tiny": ConvNeXtEncoder,
 }
-# tf_efficientnet_b3 is efficientnet_b3 but for padding and eps, in which it is as Lite0.
-DISTINCT = [name for name in PORTS if name != "tf_efficientnet_b3"]
 WITH_BATCH_NORM = [name for name in PORTS if "batch_norm" in get_spec(name).options]
 TABLES = [
     (name, naming)
-    for name in DISTINCT
+    for name in PORTS
     for naming, table in PORTS[name].tables.items()
-    if naming == "timm" or table is not PORTS[name].tables["timm"]
+    if name != "tf_efficientnet_b3"  # whose table is efficientnet_b3's
+    and (naming == "timm" or table is not PORTS[name].tables["timm"])
 ]
 
 
@@ -206,7 +217,7 @@ def family(request: pytest.FixtureRequest) -> Iterator[Family]:
     gc.collect()
 
 
-@pytest.fixture(scope="module", params=DISTINCT)
+@pytest.fixture(scope="module", params=PORTS)
 def small(request: pytest.FixtureRequest) -> Iterator[Family]:
     yield Family(request.param, SMALL.get(request.param))
     gc.collect()
@@ -276,7 +287,7 @@ def test_bfloat16(small):
     assert max(off.values()) <= 3e-2, off
 
 
-@pytest.mark.parametrize("small", [n for n in DISTINCT if n in WITH_BATCH_NORM], indirect=True)
+@pytest.mark.parametrize("small", WITH_BATCH_NORM, indirect=True)
 def test_batch_norm_in_training(small):
     model, encoder = small.original().train(), small.encoder(batch_norm="train")
     encoder.train()
