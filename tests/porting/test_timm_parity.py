@@ -23,7 +23,6 @@ from jaxear.backbones.base import Encoder
 from jaxear.backbones.convnext import CONVNEXT_TINY, CONVNEXTV2_TINY, ConvNeXtEncoder
 from jaxear.backbones.efficientnet import (
     EFFICIENTNET_B3,
-    EFFICIENTNET_LITE0,
     TF_EFFICIENTNET_B3,
     EfficientNetEncoder,
 )
@@ -83,12 +82,6 @@ SMALL: Mapping[str, tuple[Build, Any]] = {
         ),
         shortened(TF_EFFICIENTNET_B3),
     ),
-    "efficientnet_lite0": (
-        lambda: timm.models.efficientnet._gen_efficientnet_lite(
-            "tf_efficientnet_lite0", 1.0, 0.5, pad_type="same", bn_eps=1e-3
-        ),
-        shortened(EFFICIENTNET_LITE0),
-    ),
     "convnext_tiny": (
         create("convnext_tiny", depths=_DEPTHS, dims=_WIDTHS),
         replace(CONVNEXT_TINY, depths=_DEPTHS, widths=_WIDTHS),
@@ -103,7 +96,6 @@ ENCODERS: Mapping[str, Any] = {
     "resnet50": ResNetEncoder,
     "efficientnet_b3": EfficientNetEncoder,
     "tf_efficientnet_b3": EfficientNetEncoder,
-    "efficientnet_lite0": EfficientNetEncoder,
     "convnext_tiny": ConvNeXtEncoder,
     "convnextv2_tiny": ConvNeXtEncoder,
 }
