@@ -85,7 +85,7 @@ def test_light_and_colour_are_measured_as_defined():
     np.testing.assert_allclose(found["slope_down"][1], found["slope_right"][0], rtol=1e-3)
     assert found["red_green"][3] > 10
     assert all(np.isfinite(values).all() for values in found.values())
-    np.testing.assert_allclose([found[name][2] for name in ("zoom", "right", "turn")], 0, atol=1e-3)
+    np.testing.assert_allclose([found[name][2] for name in ("zoom", "right", "turn")], 0, atol=5e-3)
 
 
 def test_padding_counts_for_nothing_but_itself(moving):
