@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 
 from jaxear.data.augment import warp
 from jaxear.data.images import PAD_COLOUR, to_square
 from jaxear.image_statistics import STATISTICS, cielab, image_statistics
+from tests.training.tiny import optimized
 
 SIZE = 48
 N = 24
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _optimized() -> Iterator[None]:
+    """A picture without anything in it is found not to move but by rounding, which differs."""
+    with optimized():
+        yield
 
 
 def scene() -> np.ndarray:
@@ -85,7 +95,7 @@ def test_light_and_colour_are_measured_as_defined():
     np.testing.assert_allclose(found["slope_down"][1], found["slope_right"][0], rtol=1e-3)
     assert found["red_green"][3] > 10
     assert all(np.isfinite(values).all() for values in found.values())
-    np.testing.assert_allclose([found[name][2] for name in ("zoom", "right", "turn")], 0, atol=5e-3)
+    np.testing.assert_allclose([found[name][2] for name in ("zoom", "right", "turn")], 0, atol=1e-3)
 
 
 def test_padding_counts_for_nothing_but_itself(moving):

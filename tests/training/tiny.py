@@ -68,6 +68,7 @@ def optimized() -> Iterator[None]:
     """Here, and in programs that are started, XLA optimises as it does for users."""
     with pytest.MonkeyPatch.context() as patch, _optimizations(True):
         patch.delenv("JAX_DISABLE_MOST_OPTIMIZATIONS")
+        jax.clear_caches()  # may hold programs for the same shapes, made without
         yield
 
 
