@@ -22,6 +22,7 @@ from flax import nnx
 
 from jaxear.backbones.base import Backbone
 from jaxear.backbones.hybrid import HybridBackbone
+from jaxear.backbones.lean import GroupNorm, LayerNorm, silu
 from jaxear.backbones.staged import run
 from jaxear.errors import UserError
 from jaxear.pixel_path import PixelPath
@@ -65,7 +66,7 @@ class LatentHead(nnx.Module):
         *grid, channels = features
         cells = grid[0] * grid[1]
         squeezed = max(8, width // cells)
-        self.norm = nnx.LayerNorm(channels, dtype=dtype, rngs=rngs)
+        self.norm = LayerNorm(channels, dtype=dtype, rngs=rngs)
         self.squeeze = nnx.Linear(channels, squeezed, dtype=dtype, rngs=rngs)
         mu_init = nnx.initializers.zeros if correction else nnx.initializers.lecun_normal()
         self.mu = nnx.Linear(
@@ -84,7 +85,7 @@ class LatentHead(nnx.Module):
         )
 
     def __call__(self, features: jax.Array) -> tuple[jax.Array, jax.Array]:
-        x = nnx.silu(self.squeeze(self.norm(features)))
+        x = silu(self.squeeze(self.norm(features)))
         x = x.reshape(x.shape[0], -1)
         mu = self.mu(x).astype(jnp.float32)
         logvar = self.logvar(x).astype(jnp.float32)
@@ -219,12 +220,12 @@ class ResidualBlock(nnx.Module):
         )
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = self.conv1(nnx.silu(self.norm1(x)))
-        return x + self.conv2(nnx.silu(self.norm2(y)))
+        y = self.conv1(silu(self.norm1(x)))
+        return x + self.conv2(silu(self.norm2(y)))
 
 
-def _group_norm(channels: int, dtype: Any, rngs: nnx.Rngs) -> nnx.GroupNorm:
-    return nnx.GroupNorm(channels, num_groups=min(8, channels), dtype=dtype, rngs=rngs)
+def _group_norm(channels: int, dtype: Any, rngs: nnx.Rngs) -> GroupNorm:
+    return GroupNorm(channels, num_groups=min(8, channels), dtype=dtype, rngs=rngs)
 
 
 class Decoder(nnx.Module):
@@ -276,7 +277,7 @@ class Decoder(nnx.Module):
         for upsample, block in zip(self.upsamples, self.blocks[1:], strict=True):
             x = run(upsample, x, remat=self.remat)
             x = run(block, x, remat=self.remat)
-        x = self.out(nnx.silu(self.norm(x)))
+        x = self.out(silu(self.norm(x)))
         return nnx.sigmoid(x.astype(jnp.float32))
 
 

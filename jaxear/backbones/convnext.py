@@ -18,6 +18,7 @@ from flax.typing import Dtype
 
 from jaxear.backbones.base import BackboneSpec, FeatureInfo
 from jaxear.backbones.depthwise import depthwise_conv
+from jaxear.backbones.lean import LayerNorm, gelu
 from jaxear.backbones.staged import StagedEncoder
 from jaxear.errors import UserError
 
@@ -109,7 +110,7 @@ class ConvNeXtBlock(nnx.Module):
             rngs=rngs,
             **kwargs,
         )
-        self.norm = _layer_norm(channels, config, rngs=rngs, **kwargs)
+        self.norm = LayerNorm(channels, epsilon=config.epsilon, rngs=rngs, **kwargs)
         self.expand = linear(channels, config.expansion * channels)
         self.has_response_norm = config.response_norm
         if config.response_norm:
@@ -125,18 +126,13 @@ class ConvNeXtBlock(nnx.Module):
         """[b, h, w, c] -> the same shape."""
         shortcut = x
         x = self.norm(self.depthwise(x))
-        x = jax.nn.gelu(self.expand(x), approximate=False)
+        x = gelu(self.expand(x))
         if self.has_response_norm:
             x = self.response_norm(x)
         x = self.project(x)
         if self.has_layer_scale:
             x = x * self.gamma[...].astype(x.dtype)
         return x + shortcut
-
-
-def _layer_norm(channels: int, config: ConvNeXtConfig, **kwargs: Any) -> nnx.LayerNorm:
-    # The "fast" variance, E[x^2] - E[x]^2, would lose digits.
-    return nnx.LayerNorm(channels, epsilon=config.epsilon, use_fast_variance=False, **kwargs)
 
 
 class ConvNeXtStage(nnx.Module):
@@ -147,7 +143,7 @@ class ConvNeXtStage(nnx.Module):
     ):
         self.halves = in_channels != channels
         if self.halves:
-            self.downsample_norm = _layer_norm(in_channels, config, **kwargs)
+            self.downsample_norm = LayerNorm(in_channels, epsilon=config.epsilon, **kwargs)
             self.downsample_conv = _patch_conv(in_channels, channels, 2, **kwargs)
         self.blocks = nnx.List([ConvNeXtBlock(channels, config, **kwargs) for _ in range(depth)])
 
@@ -160,7 +156,7 @@ class Classifier(nnx.Module):
     """Mean over the image, LayerNorm, linear layer."""
 
     def __init__(self, channels: int, config: ConvNeXtConfig, **kwargs: Any):
-        self.norm = _layer_norm(channels, config, **kwargs)
+        self.norm = LayerNorm(channels, epsilon=config.epsilon, **kwargs)
         self.linear = nnx.Linear(channels, config.classes, kernel_init=_KERNEL_INIT, **kwargs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -190,7 +186,7 @@ class ConvNeXtEncoder(StagedEncoder):
         super().__init__(config, remat=remat)
         kwargs: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.stem_conv = _patch_conv(3, config.widths[0], 4, **kwargs)
-        self.stem_norm = _layer_norm(config.widths[0], config, **kwargs)
+        self.stem_norm = LayerNorm(config.widths[0], epsilon=config.epsilon, **kwargs)
         before = (config.widths[0], *config.widths[:-1])
         self.stages = nnx.List(
             [

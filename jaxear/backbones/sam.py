@@ -23,6 +23,7 @@ from flax import nnx
 from jax.nn import initializers
 
 from jaxear.backbones.base import BackboneSpec, FeatureInfo
+from jaxear.backbones.lean import LayerNorm, gelu
 from jaxear.backbones.staged import run, take
 from jaxear.backbones.window_attention import window_attention
 from jaxear.errors import UserError
@@ -126,28 +127,16 @@ class Mlp(nnx.Module):
         self.lin2 = linear(config.mlp_dim, config.embed_dim)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.lin2(jax.nn.gelu(self.lin1(x), approximate=False))
-
-
-def _layer_norm(features: int, *, dtype: Any, param_dtype: Any, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    # Not the "fast" variance, E[x^2] - E[x]^2, which cancels where the mean is large.
-    return nnx.LayerNorm(
-        features,
-        epsilon=EPSILON,
-        use_fast_variance=False,
-        dtype=dtype,
-        param_dtype=param_dtype,
-        rngs=rngs,
-    )
+        return self.lin2(gelu(self.lin1(x)))
 
 
 class Block(nnx.Module):
     """A transformer block, normalised first; x [b, h, w, embed_dim] -> the same."""
 
     def __init__(self, config: SamConfig, grid: tuple[int, int], *, windowed: bool, **kinds: Any):
-        self.norm1 = _layer_norm(config.embed_dim, **kinds)
+        self.norm1 = LayerNorm(config.embed_dim, epsilon=EPSILON, **kinds)
         self.attn = Attention(config, grid, windowed=windowed, **kinds)
-        self.norm2 = _layer_norm(config.embed_dim, **kinds)
+        self.norm2 = LayerNorm(config.embed_dim, epsilon=EPSILON, **kinds)
         self.mlp = Mlp(config, **kinds)
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -161,9 +150,9 @@ class Neck(nnx.Module):
     def __init__(self, config: SamConfig, **kinds: Any):
         channels = config.out_channels
         self.conv1 = nnx.Conv(config.embed_dim, channels, (1, 1), use_bias=False, **kinds)
-        self.norm1 = _layer_norm(channels, **kinds)
+        self.norm1 = LayerNorm(channels, epsilon=EPSILON, **kinds)
         self.conv2 = nnx.Conv(channels, channels, (3, 3), padding=1, use_bias=False, **kinds)
-        self.norm2 = _layer_norm(channels, **kinds)
+        self.norm2 = LayerNorm(channels, epsilon=EPSILON, **kinds)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.norm2(self.conv2(self.norm1(self.conv1(x))))
