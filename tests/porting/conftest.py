@@ -2,11 +2,18 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.training.tiny import optimized
+from tests.training.tiny import optimizations, optimized
 
 
 @pytest.fixture(scope="package", autouse=True)
 def _optimized() -> Iterator[None]:
     """What users run is compared with torch."""
     with optimized():
+        yield
+
+
+@pytest.fixture
+def compiled_sooner() -> Iterator[None]:
+    """For tests of what is computed and not of how: in float64, or against planted faults."""
+    with optimizations(False):
         yield

@@ -61,6 +61,7 @@ def test_every_block_at_1024_in_float32():
     assert report.passed, report.errors
 
 
+@pytest.mark.usefixtures("compiled_sooner")
 @pytest.mark.parametrize("image_size", [*SIZES, (240, 400)])
 def test_every_block_in_float64(image_size):
     """Also 240x400: a grid of 15x25 has whole windows, and ragged ones to the right and below."""
@@ -96,6 +97,7 @@ def test_large_presets_at_reduced_depth(name):
     assert report.passed, report.errors
 
 
+@pytest.mark.usefixtures("compiled_sooner")
 @pytest.mark.parametrize("image_size", [(128, 128), (112, 176)])
 def test_gradients_with_respect_to_the_input_and_every_parameter(image_size):
     state = cast(meta_state(SHALLOW, image_size), np.float64)

@@ -56,7 +56,7 @@ def quick_compilation() -> Iterator[None]:
             _programs[key] = compile_train(self, step, *arguments)
         return _programs[key]
 
-    with pytest.MonkeyPatch.context() as patch, _optimizations(False):
+    with pytest.MonkeyPatch.context() as patch, optimizations(False):
         patch.setattr(jaxear.training.program, "make_train_step", make_train_step)
         patch.setattr(JitParallel, "compile_train", compiled_once)
         patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # of programs that are started
@@ -66,14 +66,15 @@ def quick_compilation() -> Iterator[None]:
 @contextmanager
 def optimized() -> Iterator[None]:
     """Here, and in programs that are started, XLA optimises as it does for users."""
-    with pytest.MonkeyPatch.context() as patch, _optimizations(True):
+    with pytest.MonkeyPatch.context() as patch, optimizations(True):
         patch.delenv("JAX_DISABLE_MOST_OPTIMIZATIONS")
         jax.clear_caches()  # may hold programs for the same shapes, made without
         yield
 
 
 @contextmanager
-def _optimizations(wanted: bool) -> Iterator[None]:
+def optimizations(wanted: bool) -> Iterator[None]:
+    """Whether XLA optimises here; programs that are started do as before."""
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", not wanted)
     try:
