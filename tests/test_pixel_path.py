@@ -51,6 +51,7 @@ def test_without_its_network_it_is_linear_pca():
     np.testing.assert_allclose(reconstruct(fitted(images), others), expected, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_its_network_beats_linear_pca_on_images_never_seen():
     images, others = blobs(400), blobs(100, seed=1)
     target = others.reshape(100, -1) / 255.0

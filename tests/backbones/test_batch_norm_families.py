@@ -32,6 +32,7 @@ def shapes(module, method, *args, size=(64, 64)):
     return jax.eval_shape(lambda m, x: getattr(m, method)(x, *args), module, x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_parameters_and_feature_maps(name):
     parameters, blocks, channels = FAMILIES[name]

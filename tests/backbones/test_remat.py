@@ -50,6 +50,7 @@ def split(kind: str, *, remat: bool) -> tuple[nnx.GraphDef, nnx.State, nnx.State
     return graph, params, jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), statistics)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["cpu", "gpu"])
 @pytest.mark.parametrize("kind", ENCODERS)
 def test_values_gradients_and_statistics_are_the_same(kind, backend, monkeypatch):
@@ -104,6 +105,7 @@ def test_much_less_is_kept_for_the_gradient():
     assert kept(remat=True) < 0.3 * kept(remat=False)
 
 
+@pytest.mark.slow
 def test_xla_keeps_less_too():
     """It might find that what is computed again is there already, and keep that after all."""
 

@@ -84,6 +84,7 @@ def test_padding_is_attended_to_and_not_masked():
     assert relative_error(compiled(encoder, SamEncoder.tokens)(x), masked) > 1e-2
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_gradients_equal_those_of_the_plain_form():
     encoder = random_encoder(SMALL, (112, 80), dtype=jnp.float64)

@@ -71,6 +71,7 @@ def test_an_image_depends_on_seed_and_number_alone(ears):
     assert np.abs(other[0].astype(int) - images[0]).mean() > 3
 
 
+@pytest.mark.slow
 def test_batches_do_not_change_a_rendered_image():
     factors = sample_factors(jax.random.key(1), 3)
     whole = render(factors, image_size=SIZE, key=KEY)
@@ -133,6 +134,7 @@ def test_the_helix_is_where_the_size_puts_it(swings):
     assert rows[2][0] > SIZE * 0.5
 
 
+@pytest.mark.slow
 def test_gradients_are_finite_and_no_factor_is_cut_off():
     def brightness(factors):
         images = render(factors, image_size=16, key=KEY)
@@ -148,6 +150,7 @@ def test_gradients_are_finite_and_no_factor_is_cut_off():
         assert np.any(gradient != 0), name
 
 
+@pytest.mark.slow
 def test_other_sizes_show_the_same_ear():
     factors = sample_factors(jax.random.key(5), 1)
     factors["noise"] = jnp.zeros(1)

@@ -75,6 +75,7 @@ def test_the_largest_batch_that_fits_is_found(ears, tmp_path, monkeypatch, limit
             largest_batch_size(config, ears, limit)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_eigenears")
 def test_the_batch_that_was_chosen_is_written_down_and_kept(photographs, tmp_path, monkeypatch):
     monkeypatch.setattr(forecast_module, "largest_batch_size", lambda config, ears: 8)

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import jax
@@ -83,18 +84,19 @@ def leaves(run_dir):
         return checkpoints.load_leaves(checkpoints.find("latest"))
 
 
-def start(run_dir, *options, devices=2):
+def start(run_dir, *options, devices=2, eigenears=True):
     arguments = ["--out", str(run_dir), *options]
-    process = FORKS.Process(target=train_on, args=(devices, arguments, run_dir.parent))
+    process = FORKS.Process(target=train_on, args=(devices, arguments, run_dir.parent, eigenears))
     process.start()
     return process
 
 
-def train_on(devices, arguments, logs):
+def train_on(devices, arguments, logs, eigenears):
     """In a fork that has not used JAX yet."""
     os.environ |= environment(devices)
     jax.config.update("jax_platforms", "cpu")
-    train_in_fork(arguments, logs / f"{os.getpid()}.log")
+    with nullcontext() if eigenears else without_eigenears():
+        train_in_fork(arguments, logs / f"{os.getpid()}.log")
 
 
 def start_two(run_dir, *options):
@@ -123,7 +125,17 @@ def test_two_processes_train_stop_and_go_on(photographs, tmp_path):
 
     Then one process of two devices trains another epoch from what the four devices saved.
     """
-    config = tiny(photographs, tmp_path / "one", parallel="fsdp", batch_size=12, epochs=6)
+    # Where norms' groups are single channels, the true gradients of biases before them are 0, and
+    # Adam makes steps of their rounding.
+    channels = (16, 16)
+    config = tiny(
+        photographs,
+        tmp_path / "one",
+        parallel="fsdp",
+        batch_size=12,
+        epochs=6,
+        decoder_channels=channels,
+    )
     with without_eigenears():
         train(config, progress=False)
     run = tmp_path / "two"
@@ -137,7 +149,7 @@ def test_two_processes_train_stop_and_go_on(photographs, tmp_path):
     expected = leaves(tmp_path / "one")
     for name, leaf in leaves(run).items():
         np.testing.assert_allclose(leaf, expected[name], atol=2e-4, err_msg=name)
-    finish([start(run, "--resume", "--epochs", "7", devices=2)], 0, tmp_path)
+    finish([start(run, "--resume", "--epochs", "7", eigenears=False)], 0, tmp_path)
     assert (run / "metrics.csv").read_text().splitlines()[-1].startswith("7,")
 
 

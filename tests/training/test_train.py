@@ -143,6 +143,7 @@ def changed(before, after, part):
     return {n for n in before if part in n and not np.array_equal(before[n], after[n])}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_eigenears")
 @pytest.mark.parametrize("freeze", ["all", 1])
 def test_frozen_parameters_stay_and_the_others_move(photographs, tmp_path, freeze):
