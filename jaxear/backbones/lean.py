@@ -1,6 +1,6 @@
 """GELU, LayerNorm and GroupNorm whose gradients need little of what the forward pass computed.
 
-Left to differentiate the plain formulas, JAX keeps three to four arrays of the input's size for
+Left to differentiate the plain formulas, JAX keeps two to three arrays of the input's size for
 each; written out, the derivatives need one. For SAM fine-tuned in batches of 32 that is a tenth of
 the memory of a step. Values are those of `jax.nn.gelu`, `nnx.LayerNorm` and `nnx.GroupNorm`.
 """

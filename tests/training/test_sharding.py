@@ -42,6 +42,7 @@ SETTINGS = {
     "aug_rotation": 10.0,
     "aug_occlusion": 0.5,
     "aug_noise": 0.05,
+    "remat": True,  # whose branches all devices must take alike
 }
 
 
