@@ -36,7 +36,7 @@ def same_ears(results: Results) -> Figure:
     lines, notes = results.measured(), _missing(results)
     height = top + cell + 0.03 + len(lines) * (cell + caption)
     sheet = Sheet(LABELS + cell * len(ears) + 0.05, height + NOTE * len(notes) + 0.05)
-    sheet.text("photograph", LABELS - 0.08, top + cell / 2, ha="right")
+    sheet.text("held-out ear", LABELS - 0.08, top + cell / 2, ha="right")
     for j, ear in enumerate(ears):
         sheet.picture(to_uint8(ear), LABELS + j * cell, top, size)
     for i, line in enumerate(lines):
