@@ -142,7 +142,7 @@ def evaluate(
 
     notes = _notes(about, coders, images)
     notes += [recognition.note] if recognition.note else []
-    notes += [f"No identity: {recognition.reason}"] if recognition.reason else []
+    notes += [f"No identity: {recognition.reason.removesuffix('.')}"] if recognition.reason else []
     names = {key: coder.name for key, coder in coders.items()}
     return Evaluation(
         about=about,

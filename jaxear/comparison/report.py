@@ -221,7 +221,7 @@ def _caveats(report: Mapping[str, Any]) -> list[str]:
             "the variance between seeds is pooled over all rows"
             + (" and unknown." if report["study"]["seeds"] == 1 else ".")
         )
-    return caveats + [note[0].upper() + note[1:].rstrip(".") + "." for note in report["notes"]]
+    return caveats + [note[0].upper() + note[1:] + "." for note in report["notes"]]
 
 
 def _findings(report: Mapping[str, Any]) -> list[str]:

@@ -73,6 +73,10 @@ def test_values_gradients_and_statistics_are_the_same(kind, backend, monkeypatch
             found.append(jax.jit(gradient)(params, x, statistics))
         plain, remat = (jaxpr.count(MARKS[backend]) for jaxpr in jaxprs)
         assert remat > plain
+        if (
+            backend == "gpu" and kind != "sam"
+        ):  # which does so by itself where attention is in chunks
+            assert not plain
         plain, remat = map(jax.tree.leaves, found)
         assert len(plain) == len(remat)
         for one, other in zip(plain, remat, strict=True):
