@@ -14,6 +14,7 @@ from jaxear import eigenear_figures as draw
 from jaxear import exemplars
 from jaxear.data.dataset import EarImages
 from jaxear.figures import save_animation, save_figure
+from jaxear.files import replacing
 from jaxear.meaning import describe_components, meaning_figure, print_description
 from jaxear.significance import (
     ParallelAnalysis,
@@ -145,7 +146,7 @@ def _draw_figures(
 
 def _write_scores(path: Path, ears: EarImages, scores: np.ndarray) -> None:
     """Every ear's scores, for other programs."""
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         names = [f"pc{i + 1:02d}" for i in range(scores.shape[1])]
         writer.writerow(["image", "subject", "side", *names])

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageDraw
 
+from jaxear.files import replacing
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -28,8 +30,8 @@ def to_uint8(images: np.ndarray) -> np.ndarray:
 
 def save_image(path: Path, image: np.ndarray) -> None:
     """Write a uint8 picture [h, w, 3] as PNG; makes the folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(image).save(path)
+    with replacing(path) as temporary:
+        Image.fromarray(image).save(temporary, "PNG")
 
 
 def save_figure(figure: Figure, stem: Path) -> None:
@@ -37,12 +39,13 @@ def save_figure(figure: Figure, stem: Path) -> None:
 
     The PDF holds the figure's pictures in their own pixels, for the printer to resample.
     """
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(stem.with_suffix(".png"), dpi=DPI)
+    with replacing(stem.with_suffix(".png")) as temporary:
+        figure.savefig(temporary, dpi=DPI, format="png")
     for axes in figure.axes:
         for image in axes.images:
             image.set_interpolation("none")
-    figure.savefig(stem.with_suffix(".pdf"), dpi=DPI)
+    with replacing(stem.with_suffix(".pdf")) as temporary:
+        figure.savefig(temporary, dpi=DPI, format="pdf")
 
 
 def reconstruction_grid(images: np.ndarray, reconstructions: np.ndarray) -> np.ndarray:
@@ -109,10 +112,15 @@ def save_animation(path: Path, frames: np.ndarray, scores: np.ndarray, *, side: 
     there_and_back = [*drawn, *drawn[-2:0:-1]]
     durations = [FRAME_MS] * len(there_and_back)
     durations[0] = durations[len(drawn) - 1] = HOLD_MS
-    path.parent.mkdir(parents=True, exist_ok=True)
-    there_and_back[0].save(
-        path, save_all=True, append_images=there_and_back[1:], duration=durations, loop=0
-    )
+    with replacing(path) as temporary:
+        there_and_back[0].save(
+            temporary,
+            "GIF",
+            save_all=True,
+            append_images=there_and_back[1:],
+            duration=durations,
+            loop=0,
+        )
 
 
 def _with_track(picture: Image.Image, share: float) -> Image.Image:

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
@@ -176,3 +178,17 @@ def test_figures_are_written_for_screen_and_print(tmp_path):
     with Image.open(tmp_path / "deep" / "scree.png") as image:
         assert image.width == 1440
     assert (tmp_path / "deep" / "scree.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_a_figure_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypatch):
+    save_figure(draw.scree(RATIOS), tmp_path / "scree")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full(self, file, **options):
+        Path(file).write_bytes(b"half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(Figure, "savefig", full)
+    with pytest.raises(OSError, match="No space"):
+        save_figure(draw.scree(2 * RATIOS), tmp_path / "scree")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -18,6 +18,7 @@ from jaxear.assessment.measures import MEASURES, Estimate
 from jaxear.assessment.plots import Example
 from jaxear.data.records import Record
 from jaxear.figures import save_figure
+from jaxear.files import replacing
 from jaxear.training.logging import write_json
 
 COLUMNS = (
@@ -147,7 +148,7 @@ def _image_rows(evaluation: Evaluation) -> Iterable[dict[str, Any]]:
 
 
 def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(rows)  # numbers as Python's repr, which reads back to the same
