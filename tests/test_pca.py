@@ -190,7 +190,7 @@ for given in streams:
 def test_stream_equals_full_on_any_number_of_devices(devices, tmp_path):
     X = falling_rows(250, 20, np.random.default_rng(4), mean=1e4)
     np.save(tmp_path / "rows.npy", X)
-    flags = f"--xla_force_host_platform_device_count={devices}"
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
     # Virtual devices need as many threads as there are devices: NPROC sets XLA's pool.
     run_python(STREAM_CODE, tmp_path / "rows.npy", devices, XLA_FLAGS=flags, NPROC="32")
 

@@ -141,6 +141,7 @@ def faulty(state, monkeypatch, fault: str):
     return compare(reference, reference, outputs)
 
 
+@pytest.mark.usefixtures("compiled_sooner")
 @pytest.mark.parametrize(
     "fault",
     [
@@ -158,6 +159,7 @@ def test_planted_faults_are_caught(small_state, monkeypatch, fault):
     assert not report.passes(report.rows[1])
 
 
+@pytest.mark.usefixtures("compiled_sooner")
 def test_without_a_fault_nothing_is_caught(small_state, monkeypatch):
     report = faulty(small_state, monkeypatch, "none")
     assert report.passed, report.errors

@@ -250,6 +250,7 @@ def test_float32(family):
     compare_float32(family, natural_images(2, 128, 128, seed=2))
 
 
+@pytest.mark.usefixtures("compiled_sooner")
 def test_float32_where_sides_differ(small):
     """At an odd height, which stays odd through all halvings, and an even width."""
     compare_float32(small, natural_images(2, 97, 128, seed=2))

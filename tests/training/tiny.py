@@ -18,6 +18,11 @@ import jaxear.training.program
 from jaxear.config import TrainConfig
 from jaxear.training.sharding import JitParallel
 
+# XLA's older way from HLO to LLVM, in one thread: half the time, where LLVM optimises nothing.
+# Where it does, this one is the slower.
+QUICK = {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": 1}
+_get_compile_options = jax._src.compiler.get_compile_options
+
 TINY_SAM = {"depth": 2, "embed_dim": 32, "num_heads": 2, "global_attn_indexes": [1]}
 
 
@@ -59,7 +64,9 @@ def quick_compilation() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch, optimizations(False):
         patch.setattr(jaxear.training.program, "make_train_step", make_train_step)
         patch.setattr(JitParallel, "compile_train", compiled_once)
-        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # of programs that are started
+        jax.devices()  # XLA reads its flags once: those below are for programs that are started
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+        patch.setenv("XLA_FLAGS", " ".join(f"--{name}={value}" for name, value in QUICK.items()))
         yield
 
 
@@ -68,6 +75,7 @@ def optimized() -> Iterator[None]:
     """Here, and in programs that are started, XLA optimises as it does for users."""
     with pytest.MonkeyPatch.context() as patch, optimizations(True):
         patch.delenv("JAX_DISABLE_MOST_OPTIMIZATIONS")
+        patch.delenv("XLA_FLAGS")
         jax.clear_caches()  # may hold programs for the same shapes, made without
         yield
 
@@ -76,11 +84,20 @@ def optimized() -> Iterator[None]:
 def optimizations(wanted: bool) -> Iterator[None]:
     """Whether XLA optimises here; programs that are started do as before."""
     before = jax.config.read("jax_disable_most_optimizations")
+    options_before = jax._src.compiler.get_compile_options
+
+    def get_compile_options(*arguments: Any, **named: Any) -> Any:
+        options = _get_compile_options(*arguments, **named)
+        options.env_option_overrides = [*options.env_option_overrides, *QUICK.items()]
+        return options
+
     jax.config.update("jax_disable_most_optimizations", not wanted)
+    jax._src.compiler.get_compile_options = _get_compile_options if wanted else get_compile_options
     try:
         yield
     finally:
         jax.config.update("jax_disable_most_optimizations", before)
+        jax._src.compiler.get_compile_options = options_before
 
 
 _programs: dict[Any, Any] = {}
