@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -49,6 +50,7 @@ class StudyMeasure(NamedTuple):
     """How a measure of the study is shown: multiplied by `times`, to so many digits.
 
     `sampled`: whether it is a sample's figure, with an interval; the others are facts of a machine.
+    `most`: what it cannot exceed.
     """
 
     title: str
@@ -58,27 +60,28 @@ class StudyMeasure(NamedTuple):
     better: str
     sampled: bool
     definition: str
+    most: float = math.inf
 
 
 MEASURES: Mapping[str, StudyMeasure] = {
     "psnr": StudyMeasure("PSNR", "dB", 2, 1, "higher", True, "of held-out ears, mean"),
-    "ssim": StudyMeasure("SSIM", "", 3, 1, "higher", True, "structural similarity, mean"),
+    "ssim": StudyMeasure("SSIM", "", 3, 1, "higher", True, "structural similarity, mean", 1),
     "edge": StudyMeasure(
         "Edges kept", "", 3, 1, "higher", True,
-        "correlation of the Sobel gradients of the photograph and of its reconstruction, mean",
+        "correlation of the Sobel gradients of the photograph and of its reconstruction, mean", 1,
     ),
     "pc1": StudyMeasure(
         "PC1", "%", 1, 100, "", True,
-        "share of the variance of the training ears' codes that their first component explains",
+        "share of the variance of the training ears' codes that their first component explains", 1,
     ),
-    "first5": StudyMeasure("First 5 PCs", "%", 1, 100, "", True, "the first five together"),
+    "first5": StudyMeasure("First 5 PCs", "%", 1, 100, "", True, "the first five together", 1),
     "anatomy_pc1": StudyMeasure(
         "Anatomy in PC1", "%", 0, 100, "higher", True,
-        "share of PC1's variance that the anatomical factors of synthetic ears explain",
+        "share of PC1's variance that the anatomical factors of synthetic ears explain", 1,
     ),
     "anatomy": StudyMeasure(
         "Anatomy share", "%", 0, 100, "higher", True,
-        "the same of the first five components, each counted by the variance it explains",
+        "the same of the first five components, each counted by the variance it explains", 1,
     ),
     "anatomy_at_most": StudyMeasure(
         "Anatomy at most", "%", 0, 100, "higher", False,

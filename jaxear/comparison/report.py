@@ -206,9 +206,9 @@ def _caveats(report: Mapping[str, Any]) -> list[str]:
     ]  # fmt: skip
     if report["epochs"] and min(report["epochs"]) < DOCUMENT_EPOCHS:
         caveats.append(
-            f"The budget is {report['budget']} ({_range(report['epochs'])} epochs), where the "
-            f"document has {DOCUMENT_EPOCHS} epochs in mind: rows are compared as far as they come "
-            "with this budget, and large networks from scratch need more."
+            f"The budget is {report['budget']} ({_epochs(report['epochs'])}), where the document "
+            f"has {DOCUMENT_EPOCHS} epochs in mind: rows are compared as far as they come with "
+            "this budget, and large networks from scratch need more."
         )
     if not report["photographs"]:
         caveats.append(
@@ -264,6 +264,6 @@ def _listed(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def _range(numbers: Sequence[int]) -> str:
+def _epochs(numbers: Sequence[int]) -> str:
     low, high = min(numbers), max(numbers)
-    return str(low) if low == high else f"{low} to {high}"
+    return f"{low if low == high else f'{low} to {high}'} epoch{'s' * (high > 1)}"

@@ -92,7 +92,7 @@ class Results:
                 table[key][name] = {"value": float(of.values.mean())}
                 if measure.sampled and np.ptp(of.draws) > 0:
                     figure = of_row(of, between)
-                    table[key][name] |= {"low": figure.low, "high": figure.high}
+                    table[key][name] |= {"low": figure.low, "high": min(figure.high, measure.most)}
         return table
 
 

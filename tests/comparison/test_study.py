@@ -113,7 +113,8 @@ class Plain:
     def interval(self, key: str, measure: str) -> tuple[float, float]:
         draws = self.draws(key, measure)
         over = draws.mean(axis=0) + self.seed_noise(measure, 1, len(draws))
-        return tuple(np.percentile(over, [2.5, 97.5]))
+        low, high = np.percentile(over, [2.5, 97.5])
+        return low, high if measure == "psnr" else min(high, 1.0)
 
     def difference(self, a: str, b: str, measure: str) -> tuple[float, float, float, np.ndarray]:
         pairs = list(zip(self.runs[a], self.runs[b], strict=False))
@@ -352,6 +353,10 @@ def test_the_anatomy_of_synthetic_ears_is_shown_with_its_error(study: Happening)
     shown = report["lines"][0]["measures"]
     assert shown["anatomy_pc1"] == pytest.approx({"value": 0.4, "low": 0.305, "high": 0.495})
     assert shown["anatomy"] == {"value": 0.2}
+    for measured in line.runs:
+        measured["replicates"] = {"anatomy_pc1": list(np.linspace(0.3, 1.3, 2000))}
+    report_of_wide = build_report(Results(study.out, results.study, [line]))
+    assert report_of_wide["lines"][0]["measures"]["anatomy_pc1"]["high"] == 1  # a share
     claim = next(c for c in report["claims"] if c["key"] == "sam_anatomy_pc1")
     assert (claim["effect"], claim["verdict"]) == (0.4, "refuted")
     assert MEASURES["anatomy"].title in report["definitions"]["anatomy"]
