@@ -14,7 +14,7 @@ def _optimized() -> Iterator[None]:
 
 @pytest.fixture
 def compiled_sooner() -> Iterator[None]:
-    """For tests of what is computed and not of how: in float64, at other sizes, against planted
-    faults."""
+    """For tests of what is computed and not of how: in other precisions, at other sizes, against
+    planted faults."""
     with optimizations(False):
         yield

@@ -285,6 +285,7 @@ def test_float64_and_all_gradients(small):
         assert max(off.values()) <= 1e-9, max(off.items(), key=lambda item: item[1])
 
 
+@pytest.mark.usefixtures("compiled_sooner")
 def test_bfloat16(small):
     model = small.original()
     x = natural_images(2, 128, 128, seed=2)
