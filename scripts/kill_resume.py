@@ -2,8 +2,9 @@
 
     python scripts/kill_resume.py --kills 50
 
-Trains a small model on pictures of noise twice: once undisturbed, once killed as often as asked and
-resumed after each. The parameters at the end must be equal bit for bit; exits with 1 if not.
+Trains a small model on pictures of noise: once undisturbed, and then killed at random moments and
+resumed after each, again and again until it was killed as often as asked. The parameters at the end
+of every run must be equal bit for bit; exits with 1 if not.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import sys
 import tempfile
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import NamedTuple
 from unittest import mock
 
 import jax
@@ -83,41 +85,54 @@ def leaves(run_dir: Path) -> dict[str, np.ndarray]:
         return checkpoints.load_leaves(checkpoints.find("latest"))
 
 
+class Outcome(NamedTuple):
+    """How often runs were killed and started, how many came to their end, and which leaves of
+    theirs differ from those of the undisturbed one."""
+
+    kills: int
+    starts: int
+    runs: int
+    differ: list[str]
+
+
 def kill_and_resume(
     kills: int, folder: Path, *, epochs: int, seconds: tuple[float, float], seed: int
-) -> tuple[int, int, list[str]]:
-    """Returns how often the run was killed, how often it had to be started, and which leaves of
-    the end differ from those of an undisturbed run."""
+) -> Outcome:
+    """Kill a run and resume it; if it ends before it was killed often enough, the next of the same
+    settings, until one was left alone to its end."""
     config, log = folder / "config.yaml", folder / "log.txt"
     pictures = draw_pictures(folder / "pictures")
     data = f"data: {pictures}\ncache_dir: {folder / 'prepared'}\n"
     config.write_text(SETTINGS + data + f"epochs: {epochs}\n")
     begin = ("--config", str(config))
     often = ("--checkpoint-minutes", "0.02")
-    undisturbed, killed = folder / "undisturbed", folder / "killed"
+    undisturbed = folder / "undisturbed"
     _finish(start(undisturbed, *begin, log=log), log)
+    expected = leaves(undisturbed)
 
     rng = random.Random(seed)
-    done = starts = 0
-    while True:
-        options = ("--resume",) if (killed / "config.yaml").is_file() else (*begin, *often)
-        process = start(killed, *options, log=log)
-        starts += 1
-        if done >= kills:
-            _finish(process, log)
-            break
-        process.join(rng.uniform(*seconds))
-        if process.exitcode is None:
+    done = starts = runs = 0
+    differ: set[str] = set()
+    while runs == 0 or done < kills:
+        run = folder / f"killed{runs}"
+        while True:
+            options = ("--resume",) if (run / "config.yaml").is_file() else (*begin, *often)
+            process = start(run, *options, log=log)
+            starts += 1
+            process.join(rng.uniform(*seconds) if done < kills else None)
+            if process.exitcode is not None:
+                break
             process.kill()
             process.join()
             done += 1
             print(f"\rkilled {done} times", end="", flush=True)
-        else:  # it came to its end between two kills: the rest fall upon a run that is finished
-            _finish(process, log)
+        _finish(process, log)
+        runs += 1
+        found = leaves(run)
+        names = expected.keys() | found.keys()
+        differ |= {name for name in names if not _equal(expected.get(name), found.get(name))}
     print()
-    a, b = leaves(undisturbed), leaves(killed)
-    differ = sorted(name for name in a.keys() | b.keys() if not _equal(a.get(name), b.get(name)))
-    return done, starts, differ
+    return Outcome(done, starts, runs, sorted(differ))
 
 
 def _finish(process: BaseProcess, log: Path) -> None:
@@ -143,15 +158,16 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the moments (default: 0)")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        done, starts, differ = kill_and_resume(
+        outcome = kill_and_resume(
             arguments.kills,
             Path(folder),
             epochs=arguments.epochs,
             seconds=tuple(arguments.seconds),
             seed=arguments.seed,
         )
+    kills, starts, runs, differ = outcome
     verdict = f"differ in {len(differ)} leaves: {differ[:3]}" if differ else "equal, bit for bit"
-    print(f"{done} kills, {starts} starts; parameters at the end: {verdict}")
+    print(f"{kills} kills of {runs} runs, {starts} starts; parameters at their ends: {verdict}")
     return 1 if differ else 0
 
 
