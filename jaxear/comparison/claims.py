@@ -276,8 +276,11 @@ def _measured(claim: Claim, runs: Runs) -> dict[str, Any]:
             if claim.measure in of
         ]
     )
-    one = len(parts) == 1
-    figure = of_row(parts[0], between) if one else of_difference(parts[0], parts[1], between)
+    figure = (
+        of_row(parts[0], between, MEASURES[claim.measure].most)
+        if len(parts) == 1
+        else of_difference(parts[0], parts[1], between)
+    )
     shown = _shown(claim, figure.value, figure.low, figure.high)
     if not between.freedom:
         return result | shown | {"reason": "with one seed, how much seeds differ is not known"}

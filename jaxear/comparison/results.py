@@ -91,8 +91,8 @@ class Results:
             for key, of in having.items():
                 table[key][name] = {"value": float(of.values.mean())}
                 if measure.sampled and np.ptp(of.draws) > 0:
-                    figure = of_row(of, between)
-                    table[key][name] |= {"low": figure.low, "high": min(figure.high, measure.most)}
+                    figure = of_row(of, between, measure.most)
+                    table[key][name] |= {"low": figure.low, "high": figure.high}
         return table
 
 

@@ -73,9 +73,10 @@ def seed_variance(values: Sequence[np.ndarray]) -> SeedVariance:
     return SeedVariance(squares / freedom if freedom else 0.0, freedom)
 
 
-def of_row(row: Replicates, between: SeedVariance) -> Estimated:
-    """The figure of one row."""
-    return _estimated(row.values, row.draws, between)
+def of_row(row: Replicates, between: SeedVariance, most: float = np.inf) -> Estimated:
+    """The figure of one row, whose interval ends at `most`, which it cannot exceed."""
+    figure = _estimated(row.values, row.draws, between)
+    return figure._replace(high=min(figure.high, most))
 
 
 def of_difference(a: Replicates, b: Replicates, between: SeedVariance) -> Estimated:

@@ -357,6 +357,8 @@ def test_the_anatomy_of_synthetic_ears_is_shown_with_its_error(study: Happening)
         measured["replicates"] = {"anatomy_pc1": list(np.linspace(0.3, 1.3, 2000))}
     report_of_wide = build_report(Results(study.out, results.study, [line]))
     assert report_of_wide["lines"][0]["measures"]["anatomy_pc1"]["high"] == 1  # a share
+    (wide,) = (c for c in report_of_wide["claims"] if c["key"] == "sam_anatomy_pc1")
+    assert wide["effect_high"] == 1
     claim = next(c for c in report["claims"] if c["key"] == "sam_anatomy_pc1")
     assert (claim["effect"], claim["verdict"]) == (0.4, "refuted")
     assert MEASURES["anatomy"].title in report["definitions"]["anatomy"]
