@@ -73,10 +73,12 @@ def image_statistics(images: np.ndarray) -> dict[str, np.ndarray]:
         for batch, n in batches
     ]
     light, gram, moment, padded = (np.concatenate(part) for part in zip(*measured, strict=True))
-    # A picture without edges has none to register: it is where the mean is.
-    ridge = 1e-6 * np.trace(gram, axis1=1, axis2=2)[:, None, None] + 1e-9
+    # A picture without edges has none to register: it is where the mean is. The ridge is no more
+    # than what the sums are rounded by, as it takes part of what a constant explains for a zoom.
+    gram, moment = gram.astype(np.float64), moment.astype(np.float64)
+    ridge = 1e-7 * np.trace(gram, axis1=1, axis2=2)[:, None, None] + 1e-9
     moves = np.linalg.solve(gram + ridge * np.eye(gram.shape[1]), moment[..., None])[:, :4, 0]
-    columns = np.concatenate([light, moves, padded], axis=1)
+    columns = np.concatenate([light, moves.astype(np.float32), padded], axis=1)
     return {s.name: v for s, v in zip(STATISTICS, columns.T, strict=True)}
 
 

@@ -64,7 +64,8 @@ def quick_compilation() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch, optimizations(False):
         patch.setattr(jaxear.training.program, "make_train_step", make_train_step)
         patch.setattr(JitParallel, "compile_train", compiled_once)
-        jax.devices()  # XLA reads its flags once: those below are for programs that are started
+        # XLA reads its flags once, when it first compiles: those below are for programs started.
+        jax.jit(lambda x: x + 1)(0)
         patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
         patch.setenv("XLA_FLAGS", " ".join(f"--{name}={value}" for name, value in QUICK.items()))
         yield
