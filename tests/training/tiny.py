@@ -85,20 +85,20 @@ def optimized() -> Iterator[None]:
 def optimizations(wanted: bool) -> Iterator[None]:
     """Whether XLA optimises here; programs that are started do as before."""
     before = jax.config.read("jax_disable_most_optimizations")
-    options_before = jax._src.compiler.get_compile_options
 
     def get_compile_options(*arguments: Any, **named: Any) -> Any:
         options = _get_compile_options(*arguments, **named)
         options.env_option_overrides = [*options.env_option_overrides, *QUICK.items()]
         return options
 
-    jax.config.update("jax_disable_most_optimizations", not wanted)
-    jax._src.compiler.get_compile_options = _get_compile_options if wanted else get_compile_options
-    try:
-        yield
-    finally:
-        jax.config.update("jax_disable_most_optimizations", before)
-        jax._src.compiler.get_compile_options = options_before
+    chosen = _get_compile_options if wanted else get_compile_options
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax._src.compiler, "get_compile_options", chosen)
+        jax.config.update("jax_disable_most_optimizations", not wanted)
+        try:
+            yield
+        finally:
+            jax.config.update("jax_disable_most_optimizations", before)
 
 
 _programs: dict[Any, Any] = {}
