@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +20,7 @@ from jaxear.config import TrainConfig
 from jaxear.training.sharding import JitParallel
 
 # XLA's older way from HLO to LLVM, in one thread: half the time, where LLVM optimises nothing.
-# Where it does, this one is the slower.
+# Where it does, this one is the slower. The newest XLA knows the newer way only.
 QUICK = {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": 1}
 _get_compile_options = jax._src.compiler.get_compile_options
 
@@ -67,7 +68,7 @@ def quick_compilation() -> Iterator[None]:
         # XLA reads its flags once, when it first compiles: those below are for programs started.
         jax.jit(lambda x: x + 1)(0)
         patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-        patch.setenv("XLA_FLAGS", " ".join(f"--{name}={value}" for name, value in QUICK.items()))
+        patch.setenv("XLA_FLAGS", " ".join(f"--{name}={value}" for name, value in quick().items()))
         yield
 
 
@@ -81,6 +82,23 @@ def optimized() -> Iterator[None]:
         yield
 
 
+@cache
+def quick() -> dict[str, Any]:
+    """Those of the options above that this XLA knows."""
+
+    def known(name: str, value: Any) -> bool:
+        try:
+            jax.jit(lambda x: x, compiler_options={name: value}).lower(0).compile()
+        except jax.errors.JaxRuntimeError as error:
+            if "No such compile option" not in str(error):
+                raise
+            return False
+        return True
+
+    with optimizations(True):
+        return {name: value for name, value in QUICK.items() if known(name, value)}
+
+
 @contextmanager
 def optimizations(wanted: bool) -> Iterator[None]:
     """Whether XLA optimises here; programs that are started do as before."""
@@ -88,7 +106,7 @@ def optimizations(wanted: bool) -> Iterator[None]:
 
     def get_compile_options(*arguments: Any, **named: Any) -> Any:
         options = _get_compile_options(*arguments, **named)
-        options.env_option_overrides = [*options.env_option_overrides, *QUICK.items()]
+        options.env_option_overrides = [*options.env_option_overrides, *quick().items()]
         return options
 
     chosen = _get_compile_options if wanted else get_compile_options
