@@ -27,14 +27,16 @@ from PIL import Image
 import jaxear.train
 from jaxear.training.checkpoints import Checkpoints
 
-# Forks of a server that has imported the command already: what is killed is training, not imports.
+# Forks of a server that has imported the command already, and what it imports later: what is killed
+# is training, not imports.
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["jaxear.train"])
+FORKS.set_forkserver_preload(["jaxear.train", "jaxear.eigenears", "tensorboardX"])
 
 SETTINGS = """
 image_size: 32
 weights: none
-backbone_options: {depth: 2, embed_dim: 32, num_heads: 2, global_attn_indexes: [1]}
+backbone_options:
+  {depth: 2, embed_dim: 32, num_heads: 2, global_attn_indexes: [1], mlp_dim: 64, out_channels: 32}
 latent_dim: 8
 head_width: 256
 decoder_channels: [32, 16, 8]

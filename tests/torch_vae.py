@@ -24,9 +24,9 @@ nn, functional = torch.nn, torch.nn.functional
 BACKBONE = "encoder.backbone.encoder."
 
 
-def create_backbone() -> Any:
+def create_backbone(**options: Any) -> Any:
     """timm's ResNet-50 without its classifier."""
-    return import_timm().create_model("resnet50", num_classes=0)
+    return import_timm().create_model("resnet50", num_classes=0, **options)
 
 
 class SamTokens(nn.Module):

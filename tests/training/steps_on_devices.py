@@ -26,7 +26,7 @@ STEPS = 20
 
 
 def config_of(**changes) -> TrainConfig:
-    settings = {"batch_size": 16, "latent_dim": 64, "head_width": 512, "ema_decay": 0.9, **changes}
+    settings = {"batch_size": 8, "latent_dim": 64, "head_width": 512, "ema_decay": 0.9, **changes}
     settings["backbone_options"] = {**TINY_SAM, "depth": 1, "global_attn_indexes": []}
     settings["decoder_channels"] = (8,)
     return tiny(Path("none"), Path("none"), **settings)

@@ -265,7 +265,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_anew(photographs, tmp_p
 
 
 def test_ten_kills_change_nothing(tmp_path):
-    outcome = kill_and_resume(10, tmp_path, epochs=12, seconds=(1, 10), seed=0)
+    outcome = kill_and_resume(10, tmp_path, epochs=8, seconds=(1, 8), seed=0)
     assert outcome.kills == 10
     assert outcome.starts == 10 + outcome.runs
     assert not outcome.differ

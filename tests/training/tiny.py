@@ -24,7 +24,14 @@ from jaxear.training.sharding import JitParallel
 QUICK = {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": 1}
 _get_compile_options = jax._src.compiler.get_compile_options
 
-TINY_SAM = {"depth": 2, "embed_dim": 32, "num_heads": 2, "global_attn_indexes": [1]}
+TINY_SAM = {
+    "depth": 2,
+    "embed_dim": 32,
+    "num_heads": 2,
+    "global_attn_indexes": [1],
+    "mlp_dim": 64,
+    "out_channels": 32,
+}
 
 
 def tiny(photographs: Path, out: Path, **changes: Any) -> TrainConfig:
