@@ -385,6 +385,7 @@ def test_errors_are_for_users_and_for_scikit_learn():
         PCA(2).fit_transform(iter([np.eye(3)]))
 
 
+@pytest.mark.slow
 def test_streams_from_disk_keep_within_memory(tmp_path):
     """Peak memory holds some blocks and the basis, not all rows nor the second moments."""
     sizes = ["--samples", "1500", "--features", "12000", "--components", "8"]

@@ -108,7 +108,8 @@ def create_state(
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         **leaves._asdict(),
-        opt_state=optimizer.init(leaves.trainable),
+        # As one program: one by one, each shape's zeros are compiled.
+        opt_state=jax.jit(optimizer.init)(leaves.trainable),
         # Copies: a step is given its state to write over, and must not get an array twice.
         average=jax.tree.map(jnp.copy, leaves.trainable) if average else {},
         bad_steps=jnp.zeros((), jnp.int32),

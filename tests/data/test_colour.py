@@ -58,6 +58,7 @@ def ears(tmp_path):
     return tmp_path / "ears"
 
 
+@pytest.mark.slow
 def test_photographs_come_normalized_from_store_and_memory_and_synthetic_ears_do(ears):
     for source in (
         {"data": str(ears), "cache_dir": "none"},

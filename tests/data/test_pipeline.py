@@ -112,6 +112,7 @@ def test_a_failure_to_read_reaches_the_reader():
         next(Batches(ears, batch_size=4, seed=0).iterate(0))
 
 
+@pytest.mark.slow
 def test_synthetic_ears_come_with_their_factors():
     config = DataConfig(image_size=48, demo_ears=24, test_fraction=0.3, split_seed=5)
     images, factors = synthetic_ears(5, 24, 48)
