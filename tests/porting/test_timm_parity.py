@@ -442,10 +442,10 @@ def test_faults_in_every_rule_are_caught(with_every_rule, naming):
     assert not missed, missed
 
 
-@pytest.mark.parametrize("small", WITH_BATCH_NORM, indirect=True)
-def test_batch_counters_are_those_of_their_layers(small, monkeypatch):
+@pytest.mark.parametrize("family", WITH_BATCH_NORM, indirect=True)
+def test_batch_counters_are_those_of_their_layers(family, monkeypatch):
     """Nothing is computed from them: the order in which layers run tells which counter is whose."""
-    encoder = small.encoder()
+    encoder = family.encoder()
     order: list[int] = []
     call = BatchNorm.__call__
 
@@ -457,7 +457,7 @@ def test_batch_counters_are_those_of_their_layers(small, monkeypatch):
     jax.eval_shape(encoder, jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32))
 
     expected: list[int] = []
-    model = small.original()
+    model = family.original()
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.register_forward_hook(lambda m, *_: expected.append(int(m.num_batches_tracked)))

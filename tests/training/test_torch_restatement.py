@@ -2,8 +2,7 @@
 
 The backbone is a ResNet-50 with fewer of its blocks, every number of the model is random, and the
 settings let each part of objective and optimiser show in ten steps, which the planted differences
-prove. Computed in
-float64 the two agree to 1e-7; what is seen here is float32's rounding.
+prove. Computed in float64 the two agree to 1e-7; what is seen here is float32's rounding.
 """
 
 from __future__ import annotations

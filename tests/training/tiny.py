@@ -72,10 +72,10 @@ def quick_compilation() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch, optimizations(False):
         patch.setattr(jaxear.training.program, "make_train_step", make_train_step)
         patch.setattr(JitParallel, "compile_train", compiled_once)
-        # XLA reads its flags once, when it first compiles: those below are for programs started.
-        jax.jit(lambda x: x + 1)(0)
+        # For programs that are started: XLA reads its flags when it first compiles, as `quick` did.
+        flags = " ".join(f"--{name}={value}" for name, value in quick().items())
         patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-        patch.setenv("XLA_FLAGS", " ".join(f"--{name}={value}" for name, value in quick().items()))
+        patch.setenv("XLA_FLAGS", flags)
         yield
 
 
@@ -102,7 +102,7 @@ def quick() -> dict[str, Any]:
             return False
         return True
 
-    with optimizations(True):
+    with optimizations(True):  # without them, compiling would ask this function
         return {name: value for name, value in QUICK.items() if known(name, value)}
 
 
