@@ -115,8 +115,11 @@ class ModelConfig:
         pixel_components: principal components of the training images themselves that code and
             decoder start from (jaxear.pixel_path), latent_dim or more; 0 has none. Training then
             begins where linear PCA with as many numbers ends.
-        pixel_steps: steps of the training of the small network that foretells components beyond
-            latent_dim; 0 leaves linear PCA.
+        pixel_registration: bring images to one pose before their components are taken, so that
+            these are of ears and not of where they lie; the first four numbers of a code are the
+            pose. For ears that lie now here and now there, and for many of them.
+        pixel_steps: steps of the training of the small network that bends the code and foretells
+            components beyond it; 0 leaves linear PCA.
         dtype: of the computation; auto is bfloat16 on GPU and TPU, float32 on CPU.
         remat: compute activations again for the gradient instead of keeping them: about a third
             more time, for much less memory.
@@ -130,6 +133,7 @@ class ModelConfig:
     head_width: int = 4096
     decoder_channels: tuple[int, ...] = (512, 256, 128, 64, 32, 16)
     pixel_components: int = 0
+    pixel_registration: bool = False
     pixel_steps: int = 3000
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     remat: bool = False
@@ -310,6 +314,10 @@ def validate(config: TrainConfig) -> None:
         config.pixel_components == 0 or config.pixel_components >= config.latent_dim,
         f"pixel_components must be 0, or at least latent_dim ({config.latent_dim}), not "
         f"{config.pixel_components}",
+    )
+    require(
+        config.pixel_components > 0 or not config.pixel_registration,
+        "pixel_registration is of the pixel path: set pixel_components, to 512 say",
     )
     at_least(0, "box_margin", "max_bad", "val_fraction", "test_fraction")
     at_least(0, *(f.name for f in dataclasses.fields(AugmentConfig)))

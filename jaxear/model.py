@@ -87,7 +87,13 @@ def create_vae(
         )
         pixels = None
         if correction:
-            pixels = PixelPath(config.pixel_components, config.latent_dim, size, rngs=rngs)
+            pixels = PixelPath(
+                config.pixel_components,
+                config.latent_dim,
+                size,
+                registered=config.pixel_registration,
+                rngs=rngs,
+            )
         return head, decoder, pixels
 
     # Compiled as one program: one by one, the random draws take many times as long to compile.

@@ -107,13 +107,15 @@ def random_affine(key: jax.Array, shape: tuple[int, int], config: AugmentConfig)
     return jnp.concatenate([linear * (1 - cropped), (linear @ start)[:, None]], axis=1)
 
 
-def warp(image: jax.Array, affine: jax.Array) -> jax.Array:
+def warp(image: jax.Array, affine: jax.Array, shape: tuple[int, int] | None = None) -> jax.Array:
     """The image [h, w, 3] seen through `affine` [2, 3] (`random_affine`), bilinearly interpolated.
 
-    Pixels from outside the image are the nearest pixel of its border.
+    Pixels from outside the image are the nearest pixel of its border. What is seen has as many
+    pixels as the image, or `shape` of them about the same centre.
     """
     h, w, c = image.shape
-    x, y = jnp.arange(w) - (w - 1) / 2, jnp.arange(h)[:, None] - (h - 1) / 2
+    rows, columns = shape or (h, w)
+    x, y = jnp.arange(columns) - (columns - 1) / 2, jnp.arange(rows)[:, None] - (rows - 1) / 2
     x, y = (
         jnp.clip(m[0] * x + m[1] * y + m[2] + (n - 1) / 2, 0, n - 1)
         for m, n in zip(affine, (w, h), strict=True)

@@ -34,7 +34,9 @@ def blobs(n, seed=0):
 
 def fitted(images, **changes):
     config = dataclasses.replace(CONFIG, **changes)
-    path = PixelPath(config.pixel_components, config.latent_dim, (SIZE, SIZE), rngs=nnx.Rngs(0))
+    path = PixelPath(
+        config.pixel_components, config.latent_dim, (SIZE, SIZE), width=128, rngs=nnx.Rngs(0)
+    )
     fit_pixel_path(path, images, config, progress=False)
     return path
 
@@ -98,12 +100,14 @@ def test_training_moves_the_rest_and_not_the_path(photographs, tmp_path):
     direct = PixelPath(16, 8, (32, 32), rngs=nnx.Rngs(0))
     fit_pixel_path(direct, images, dataclasses.replace(config, pixel_steps=0), progress=False)
     np.testing.assert_allclose(model.pixels.deviations[...], direct.deviations[...], rtol=1e-5)
-    assert np.any(np.asarray(model.pixels.network.out.kernel[...]) != 0)
+    assert np.any(np.asarray(model.pixels.network.decoder.out.kernel[...]) != 0)
     assert np.any(np.asarray(model.decoder.out.kernel[...]) != 0)
 
 
 def test_too_few_images_and_too_few_components_are_errors():
     with pytest.raises(UserError, match="set --pixel-components to 9 at most, or augment"):
         fitted(blobs(10))
+    with pytest.raises(UserError, match="latent_dim must be above 4, the numbers of a pose"):
+        train(dataclasses.replace(CONFIG, pixel_registration=True), progress=False)
     with pytest.raises(UserError, match="pixel_components must be 0"):
         train(dataclasses.replace(CONFIG, pixel_components=2), progress=False)
