@@ -192,6 +192,23 @@ class EigenEars:
         return cls(model, arrays, int(metadata["n_samples"]))
 
 
+def without_pose(model: Codec, codes: np.ndarray) -> np.ndarray:
+    """Codes [n, d] of a model with its mean pose in place of each one's own: what then varies is
+    the ear, its light and what is around it, and not where it lies.
+
+    Raises:
+        UserError: the model's codes have no pose.
+    """
+    if model.n_pose == 0:
+        raise UserError(
+            "Only the codes of a model that was trained with --pixel-registration (as "
+            "configs/many_ears.yaml) know its pose."
+        )
+    codes = np.array(codes)
+    codes[:, : model.n_pose] = codes[:, : model.n_pose].mean(axis=0)
+    return codes
+
+
 def write_eigenears(
     run_dir: str | os.PathLike[str],
     *,
@@ -200,6 +217,7 @@ def write_eigenears(
     checkpoint: str | int = "best",
     data: str | None = None,
     pixels: bool = False,
+    one_pose: bool = False,
     out: str | os.PathLike[str] | None = None,
     bootstrap: int = 200,
     permutations: int = 100,
@@ -218,12 +236,14 @@ def write_eigenears(
         checkpoint: "best", "latest" or a step.
         data: other photographs than the run's own.
         pixels: of the pixels themselves instead of the model's codes: the linear baseline.
-        out: where to write; by default `eigenears` in the run, or `eigenears_pixels`.
+        one_pose: of all ears in their mean pose (`without_pose`).
+        out: where to write; by default `eigenears` in the run, `eigenears_pixels`, or
+            `eigenears_one_pose`.
         bootstrap, permutations: see `jaxear.eigenear_report.write_report`.
         progress: show a bar while reading.
 
     Raises:
-        UserError: not a run, or its data is no longer there.
+        UserError: not a run, its data is no longer there, or its codes have no pose.
     """
     run_dir = Path(run_dir)
     config = load_config(run_dir)
@@ -242,9 +262,15 @@ def write_eigenears(
         "checkpoint": None if isinstance(model, PixelModel) else model.checkpoint,
         "data": config.data or "synthetic ears",
         "split": split,
+        "one_pose": one_pose,
     }
-    folder = Path(out or run_dir / ("eigenears_pixels" if pixels else "eigenears"))
-    return _write(model, ears, folder, facts, n_components, bootstrap, permutations)
+    folder = Path(out or run_dir / default_folder(pixels=pixels, one_pose=one_pose))
+    return _write(model, ears, folder, facts, n_components, bootstrap, permutations, one_pose)
+
+
+def default_folder(*, pixels: bool, one_pose: bool) -> str:
+    """Where in a run's directory its eigenears are written."""
+    return "eigenears" + "_pixels" * pixels + "_one_pose" * one_pose
 
 
 def write_pixel_eigenears(
@@ -297,9 +323,14 @@ def _write(
     n_components: int,
     bootstrap: int,
     permutations: int,
+    one_pose: bool = False,
 ) -> EigenEars:
     codes, _ = encode_images(model, ears.images)
-    n_components = min(n_components, len(ears) - 1, model.latent_dim)
+    n_free = model.latent_dim
+    if one_pose:
+        codes = without_pose(model, codes)
+        n_free -= model.n_pose
+    n_components = min(n_components, len(ears) - 1, n_free)
     eigenears = EigenEars.fit_codes(model, codes, n_components)
     eigenears.save(out / "eigenears.safetensors")
     report = write_report(
@@ -342,10 +373,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--pixels", action="store_true", help="of the run's photographs, not of its model's codes."
     )
     parser.add_argument(
+        "--one_pose",
+        action="store_true",
+        help="of ears in one pose, so that no component is where an ear lies, how large it is in "
+        "the picture or how far turned; of a run with --pixel-registration.",
+    )
+    parser.add_argument(
         "--out",
         type=str,
         default=None,
-        help="where to write; by default RUN/eigenears, or RUN/eigenears_pixels with --pixels.",
+        help="where to write; by default RUN/eigenears, RUN/eigenears_pixels with --pixels, or "
+        "RUN/eigenears_one_pose with --one-pose.",
     )
     parser.add_argument(
         "--split",
@@ -385,6 +423,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             "permutations": options.permutations,
         }
         if options.run is None:
+            if options.one_pose:
+                raise UserError("--one-pose is for --run: pixels know nothing of a pose.")
             if options.data is None or options.out is None:
                 raise UserError(
                     "Give --run RUN for the eigenears of a model, or --data DIR --out DIR for "
@@ -401,7 +441,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             if options.image_size is not None:
                 raise UserError("--image-size is for --data without --run: a run has its own.")
-            name = "eigenears_pixels" if options.pixels else "eigenears"
+            name = default_folder(pixels=options.pixels, one_pose=options.one_pose)
             out = options.out or str(Path(options.run) / name)
             write_eigenears(
                 options.run,
@@ -409,6 +449,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 checkpoint=options.checkpoint,
                 data=options.data,
                 pixels=options.pixels,
+                one_pose=options.one_pose,
                 out=options.out,
                 **common,
             )

@@ -22,7 +22,10 @@ class PixelModel(nnx.Module):
     Attributes:
         image_size: (height, width).
         latent_dim: numbers in a code, height * width * 3.
+        n_pose: how many of them are the ear's pose: none.
     """
+
+    n_pose = 0
 
     def __init__(self, image_size: int | tuple[int, int]):
         height, width = (image_size,) * 2 if isinstance(image_size, int) else image_size

@@ -320,6 +320,11 @@ class EarVAE(nnx.Module):
             return {(*path, "backbones", i, "encoder"): backbone for i, backbone in parts}
         return {(*path, "encoder"): self.backbone}
 
+    @property
+    def n_pose(self) -> int:
+        """How many numbers of a code, the first ones, are the ear's pose (`jaxear.pixel_path`)."""
+        return 0 if self.pixels is None else self.pixels.n_pose
+
     def encode(self, images: jax.Array, features: Any | None = None) -> tuple[jax.Array, jax.Array]:
         """Images [b, H, W, 3] -> mean and log-variance of q(z|x), both [b, d], float32.
 

@@ -4,13 +4,13 @@
     python scripts/against_pca.py --data ami/ --numbers 64 --backbone mobilenet --weights none
     python scripts/against_pca.py --config configs/many_ears.yaml --numbers 64 --demo-ears 22222
 
-For each size of code a run is trained by configs/against_pca.yaml (further flags are those of
-`jaxear train`), or gone on with where it stopped, and what it makes of the held-out ears is
-compared with what PCA makes of them: PCA of the training photographs, and PCA of the same augmented
-pictures that the model begins from, if they are augmented. The last subjects by name are held out,
-a fifth of all, and only ears known to be right ones are used; of synthetic ears, which are drawn
-where no photographs are given, a tenth. No checkpoint is chosen by the held-out ears: the last one
-is measured.
+For each size of code a run is trained by configs/against_pca.yaml or another --config (further
+flags are those of `jaxear train`), or gone on with where it stopped, and what it makes of the
+held-out ears is compared with what PCA makes of them: PCA of the training photographs, and PCA of
+the same augmented pictures that the model begins from, if they are augmented. The last subjects by
+name are held out, a fifth of all, and only ears known to be right ones are used; of synthetic ears,
+which are drawn where no photographs are given, a tenth. No checkpoint is chosen by the held-out
+ears: the last one is measured.
 `plain` beside it is backbone, head and decoder without the pixel path.
 """
 
@@ -171,7 +171,9 @@ def main() -> int:
     options, flags = parser.parse_known_args()
 
     def command() -> None:
-        base = parse_train_options(["--config", str(RECIPE), *flags]).config
+        chosen = any(flag.split("=")[0] == "--config" for flag in flags)
+        recipe = [] if chosen else ["--config", str(RECIPE)]
+        base = parse_train_options([*recipe, *flags]).config
         rows = []
         for name, config in configs(base, options.numbers, plain=options.plain).items():
             done = read_json(config.run_dir / "summary.json")

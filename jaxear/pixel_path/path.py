@@ -45,6 +45,9 @@ class PixelPath(nnx.Module):
         width: units in each of the hidden layers of the network.
         rngs: the source of the network's initialisation.
 
+    Attributes:
+        n_pose: how many numbers of a code, the first ones, are the pose: 4, or 0.
+
     Raises:
         UserError: fewer components than the code has numbers, or no number beside the pose.
     """

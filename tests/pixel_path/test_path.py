@@ -11,6 +11,7 @@ from sklearn import decomposition
 import jaxear
 from jaxear.config import TrainConfig
 from jaxear.data.pipeline import load_split
+from jaxear.eigenears import EigenEars, without_pose
 from jaxear.errors import UserError
 from jaxear.model import create_vae
 from jaxear.pixel_path import PixelPath, fit_pixel_path
@@ -91,17 +92,33 @@ def test_a_model_starts_from_its_pixel_path():
 @pytest.mark.slow
 def test_training_moves_the_rest_and_not_the_path(photographs, tmp_path):
     config = tiny(
-        photographs, tmp_path / "run", pixel_components=16, pixel_steps=100, aug_shift=0.1, epochs=1
-    )
+        photographs, tmp_path / "run", epochs=1, aug_shift=0.1,
+        pixel_components=16, pixel_steps=100, pixel_registration=True,
+    )  # fmt: skip
     with without_eigenears():
         train(config, progress=False)
     model = jaxear.load_model(config.run_dir, checkpoint="latest")
     images = load_split(config, "train", progress=False).images
-    direct = PixelPath(16, 8, (32, 32), rngs=nnx.Rngs(0))
+    direct = PixelPath(16, 8, (32, 32), registered=True, rngs=nnx.Rngs(0))
     fit_pixel_path(direct, images, dataclasses.replace(config, pixel_steps=0), progress=False)
     np.testing.assert_allclose(model.pixels.deviations[...], direct.deviations[...], rtol=1e-5)
     assert np.any(np.asarray(model.pixels.network.decoder.out.kernel[...]) != 0)
     assert np.any(np.asarray(model.decoder.out.kernel[...]) != 0)
+
+
+def test_eigenears_in_one_pose_have_no_component_that_moves_the_ear():
+    config = dataclasses.replace(CONFIG, latent_dim=8, pixel_registration=True)
+    model = create_vae(config, SIZE, rngs=nnx.Rngs(0), load_weights=False)
+    assert model.n_pose == 4
+    codes = np.random.default_rng(0).normal(size=(30, 8)).astype(np.float32)
+    still = without_pose(model, codes)
+    np.testing.assert_array_equal(still[:, 4:], codes[:, 4:])
+    eigenears = EigenEars.fit_codes(model, still, n_components=4)
+    np.testing.assert_allclose(eigenears.components_[:, :4], 0, atol=1e-6)
+    np.testing.assert_allclose(eigenears.mean_, codes.mean(axis=0), atol=1e-6)
+    unregistered = create_vae(CONFIG, SIZE, rngs=nnx.Rngs(0), load_weights=False)
+    with pytest.raises(UserError, match="--pixel-registration"):
+        without_pose(unregistered, codes)
 
 
 def test_too_few_images_and_too_few_components_are_errors():
