@@ -26,7 +26,7 @@ from jaxear.pixel_path.registration import fit_registration
 
 logger = logging.getLogger(__name__)
 
-MOST_IMAGES_OF_PCA = 6144  # of 128x128: 1.2 GB as float32
+MOST_IMAGES_OF_PCA = 6144  # of 128x128: 1.2 GB as float32, straightened 1.7
 COPIES = 10  # augmented ones of each image, for PCA
 VIEWS_PER_STEP = 24  # of all images together, for the network: each is met about ten times
 MOST_VIEWS = 98_304
