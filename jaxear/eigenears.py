@@ -199,14 +199,18 @@ def without_pose(model: Codec, codes: np.ndarray) -> np.ndarray:
     Raises:
         UserError: the model's codes have no pose.
     """
+    _check_pose(model)
+    codes = np.array(codes)
+    codes[:, : model.n_pose] = codes[:, : model.n_pose].mean(axis=0)
+    return codes
+
+
+def _check_pose(model: Codec) -> None:
     if model.n_pose == 0:
         raise UserError(
             "Only the codes of a model that was trained with --pixel-registration (as "
             "configs/many_ears.yaml) know its pose."
         )
-    codes = np.array(codes)
-    codes[:, : model.n_pose] = codes[:, : model.n_pose].mean(axis=0)
-    return codes
 
 
 def write_eigenears(
@@ -254,8 +258,10 @@ def write_eigenears(
         )
     split = split or ("train" if data is None else "all")
     config = config if data is None else dataclasses.replace(config, data=data)
-    ears = load_split(config, split, progress=progress)
     model = PixelModel(config.image_size) if pixels else load_model(run_dir, checkpoint=checkpoint)
+    if one_pose:
+        _check_pose(model)  # before the images are read
+    ears = load_split(config, split, progress=progress)
     facts = {
         "run": str(run_dir),
         "model": "pixels" if pixels else config.backbone,

@@ -134,7 +134,7 @@ class Registration(nnx.Module):
         of_moves = project(moves, components)
         gram = inner(moves, moves) - inner(of_moves, of_moves)
         moment = inner(moves, rest[:, None]) - inner(of_moves, scores[:, None])
-        # A picture without edges is where the mean is.
+        # Of a picture without edges there would be no solution.
         ridge = RIDGE * jnp.trace(gram, axis1=1, axis2=2) + 1e-6
         steps = jnp.linalg.solve(gram + ridge[:, None, None] * jnp.eye(POSE), moment)
         steps = steps[..., 0] * np.array(_UNITS)
