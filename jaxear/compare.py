@@ -164,9 +164,10 @@ def print_quality(report: dict[str, Any], console: Console) -> None:
     quality = tables(report)[0]
     columns = quality.columns[:SCREEN_COLUMNS]
     table = Table(title=quality.title, caption="Means over held-out ears and seeds.")
-    table.add_column("", no_wrap=True)
+    table.add_column("")  # where the screen is narrow, names are wrapped, and no figure is cut
     for column in columns:
-        table.add_column(f"{column.title}\n{column.unit}", justify="right", no_wrap=True)
+        head = "\n".join([*column.title.split(), column.unit])
+        table.add_column(head, justify="right", no_wrap=True)
     for line, row in zip(report["lines"], quality.rows, strict=True):
         if not row.reason:
             table.add_row(line["label"], *(cell.text for cell in row.cells[: len(columns)]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections import Counter, defaultdict
@@ -11,8 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
-from jaxear.compare import main
+from jaxear.compare import main, print_quality
 from jaxear.comparison.claims import SUPPORTED
 from jaxear.comparison.measurement import MEASURES
 from jaxear.comparison.report import build_report
@@ -291,6 +293,16 @@ def test_a_row_that_was_not_run_shows_no_number(study: Happening, html: str, rep
     lines = [text for text in markdown if text.startswith("| SAM ViT-L, pretrained |")]
     assert len(lines) == 2
     assert not any(re.search(r"\d", text.replace(command, "")) for text in lines)
+
+
+def test_a_narrow_screen_cuts_no_figure(report: dict):
+    console = Console(width=60, record=True, file=io.StringIO())
+    print_quality(report, console)
+    shown = console.export_text()
+    for line in report["lines"]:
+        if "psnr" in line["measures"]:
+            assert f" {line['measures']['psnr']['value']:.2f} " in shown
+    assert "…" not in shown
 
 
 def test_the_page_needs_nothing_but_itself_and_says_what_it_cannot_know(html: str):
