@@ -19,6 +19,7 @@ COMMANDS = {
 }
 _MODULES = {
     "data": "jaxear.data.__main__",
+    "eigenears": "jaxear.eigenears.__main__",
     "explore": "jaxear.explore.__main__",
 }  # the others are called as their commands are
 

@@ -5,7 +5,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from jaxear import eigenear_figures as draw
+from jaxear.eigenears import figures as draw
 from jaxear.figures import (
     FRAME_MS,
     HOLD_MS,

@@ -17,7 +17,7 @@ from matplotlib.ticker import LogLocator
 
 from jaxear.comparison.plan import FROZEN, SCRATCH, TITLES
 from jaxear.comparison.results import Line, Results
-from jaxear.eigenear_figures import GREY, LUMA, SUBJECT_STYLES, WIDTH, score_name
+from jaxear.eigenears.figures import GREY, LUMA, SUBJECT_STYLES, WIDTH, score_name
 from jaxear.figures import Sheet, to_uint8
 
 LABELS = 1.72  # inches that the rows' names take

@@ -22,14 +22,14 @@ from jaxear.config import TrainConfig
 from jaxear.data.dataset import EarImages
 from jaxear.data.pipeline import load_split
 from jaxear.eigenears import EigenEars
+from jaxear.eigenears.meaning import describe_components
+from jaxear.eigenears.significance import variance_shares
 from jaxear.evaluate import evaluate
 from jaxear.figures import to_uint8
 from jaxear.files import replacing
 from jaxear.inference import decode_codes, encode_images
-from jaxear.meaning import describe_components
 from jaxear.model import load_model
 from jaxear.pixels import PixelModel
-from jaxear.significance import variance_shares
 from jaxear.training.logging import read_json, write_json
 from jaxear.training.summary import versions
 from jaxear.vae import EarVAE, feature_shapes
@@ -285,7 +285,7 @@ def _of_codes(model: EarVAE, training: EarImages) -> dict[str, np.ndarray]:
 
     Shares of a bootstrap's draws are too large twice over; on the scale of log(p / (1 - p)) they
     are moved so that their middle is the share as measured (see
-    `jaxear.significance.confidence_intervals`).
+    `jaxear.eigenears.significance.confidence_intervals`).
     """
     some = np.unique(np.linspace(0, len(training) - 1, MOST_CODES).astype(int))
     subjects = [training.records[i].subject for i in some]

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jaxear import eigenear_report
 from jaxear.assessment import report as evaluation_report
 from jaxear.comparison import runner
 from jaxear.comparison.measurement import LINEAR_PCA, _anatomy
 from jaxear.comparison.plan import SCRATCH, Row, make_study, run_folder
+from jaxear.eigenears import report as eigenear_report
 from tests.comparison.conftest import tiny_settings
 
 ROW = Row("sam_vit_b", SCRATCH)

@@ -8,8 +8,8 @@ import pytest
 
 import jaxear
 from jaxear.data.pipeline import load_split, padded_batches
-from jaxear.eigenears import main as eigenears_main
 from jaxear.eigenears import write_eigenears
+from jaxear.eigenears.__main__ import main as eigenears_main
 from jaxear.errors import UserError
 from jaxear.metrics import psnr
 from jaxear.model import load_config
@@ -70,8 +70,8 @@ def test_eigenears_are_loaded_and_those_of_pixels_lie_beside_them(finished, monk
     assert report["model"] == "sam"
     assert len(report["explained_variance_ratio_ci95"]) == ears.n_components == 8
 
-    monkeypatch.setattr("jaxear.eigenear_report.save_figure", lambda *args: None)
-    monkeypatch.setattr("jaxear.eigenear_report.save_animation", lambda *args: None)
+    monkeypatch.setattr("jaxear.eigenears.report.save_figure", lambda *args: None)
+    monkeypatch.setattr("jaxear.eigenears.report.save_animation", lambda *args: None)
     arguments = ["--pixels", "--n-components", "2", "--bootstrap", "0", "--permutations", "0"]
     assert eigenears_main(["--run", str(finished), *arguments]) == 0
     classic = jaxear.EigenEars.load(finished / "eigenears_pixels" / "eigenears.safetensors")

@@ -1,11 +1,11 @@
 """What components of ears mean: how much of each is anatomy, pose, light, colour, ...
 
-Two measures, both shares of the variance of a component's scores (`jaxear.shares`):
+Two measures, both shares of the variance of a component's scores (see shares.py):
 
 - by the factors that synthetic ears are made from. They are independent, so their shares add up to
   those of anatomy, pose, light, skin, background and camera. What is left unexplained is what
   factors do only together, hair, spots and noise that no factor decides, and the model's own.
-- by statistics of the images (`jaxear.image_statistics`), for any ears: how much of a component
+- by statistics of the images (see image_statistics.py), for any ears: how much of a component
   follows from the picture's brightness, contrast, colour and from the size of what it shows.
 """
 
@@ -19,10 +19,10 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxear.data.synthetic import FACTORS
+from jaxear.eigenears.image_statistics import STATISTICS, image_statistics
+from jaxear.eigenears.meaning_figures import meaning_figure
+from jaxear.eigenears.shares import IMAGES_PER_COLUMN, Regression, Shares, best_degree, polynomials
 from jaxear.errors import UserError
-from jaxear.image_statistics import STATISTICS, image_statistics
-from jaxear.meaning_figures import meaning_figure
-from jaxear.shares import IMAGES_PER_COLUMN, Regression, Shares, best_degree, polynomials
 
 __all__ = ["describe_components", "meaning_figure", "print_description", "sentence"]
 
@@ -37,7 +37,7 @@ def describe_components(
 ) -> dict[str, Any]:
     """How much of each component is anatomy and how much is everything else.
 
-    All shares are of the variance of a component's scores, cross-validated (`jaxear.shares`): for
+    All shares are of the variance of a component's scores, cross-validated (see shares.py): for
     what plays no part they are 0 on average, a little above or below. Standard errors take images
     as independent; several of one person say less than so many of different people.
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from jaxear.exemplars import along, extremes, most_photographed
+from jaxear.eigenears.exemplars import along, extremes, most_photographed
 
 
 def test_extremes_are_of_different_subjects_by_rising_score():

@@ -1,14 +1,14 @@
 import numpy as np
 import pytest
 
-from jaxear import significance
-from jaxear.pca import PCA
-from jaxear.significance import (
+from jaxear.eigenears import significance
+from jaxear.eigenears.significance import (
     along_one_column,
     confidence_intervals,
     parallel_analysis,
     variance_shares,
 )
+from jaxear.pca import PCA
 
 
 def normal(spectrum, n, seed=0, images=1):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from jaxear.shares import Regression, best_degree, polynomials
+from jaxear.eigenears.shares import Regression, best_degree, polynomials
 
 
 def drawn(seed: int, n: int, causes: int = 6) -> tuple[np.ndarray, np.random.Generator]:

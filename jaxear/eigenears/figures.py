@@ -16,7 +16,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from jaxear.exemplars import most_photographed
+from jaxear.eigenears.exemplars import most_photographed
 from jaxear.figures import Sheet, to_uint8
 
 WIDTH = 7.2

@@ -9,9 +9,9 @@ import pytest
 from rich.console import Console
 
 from jaxear.data.synthetic import FACTORS
+from jaxear.eigenears.meaning import describe_components, meaning_figure, print_description
 from jaxear.errors import UserError
 from jaxear.figures import save_figure
-from jaxear.meaning import describe_components, meaning_figure, print_description
 
 N = 512
 

@@ -10,22 +10,22 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from jaxear import eigenear_figures as draw
-from jaxear import exemplars
 from jaxear.data.dataset import EarImages
-from jaxear.figures import save_animation, save_figure
-from jaxear.files import replacing
-from jaxear.meaning import describe_components, meaning_figure, print_description
-from jaxear.significance import (
+from jaxear.eigenears import exemplars
+from jaxear.eigenears import figures as draw
+from jaxear.eigenears.meaning import describe_components, meaning_figure, print_description
+from jaxear.eigenears.significance import (
     ParallelAnalysis,
     along_one_column,
     confidence_intervals,
     parallel_analysis,
 )
+from jaxear.figures import save_animation, save_figure
+from jaxear.files import replacing
 from jaxear.training.logging import write_json
 
 if TYPE_CHECKING:
-    from jaxear.eigenears import EigenEars
+    from jaxear.eigenears.components import EigenEars
 
 STEPS = np.linspace(-3.0, 3.0, 19)
 """Scores of an animation's frames, in standard deviations; every third one is in the figures."""

@@ -36,7 +36,7 @@ _WORTH_A_ROW = 0.03
 
 
 def meaning_figure(description: Mapping[str, Any], n: int = 8) -> Figure:
-    """What the first n components are made of, as `jaxear.meaning.describe_components` found.
+    """What the first n components are made of, as `meaning.describe_components` found.
 
     Where factors are known: a map of the shares of each, and of how much of it all scores together
     tell; bars by kind of factor; bars by statistics of the images. Else the last of these alone.

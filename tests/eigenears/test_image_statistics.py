@@ -9,7 +9,7 @@ import pytest
 
 from jaxear.data.augment import warp
 from jaxear.data.images import PAD_COLOUR, to_square
-from jaxear.image_statistics import STATISTICS, cielab, image_statistics
+from jaxear.eigenears.image_statistics import STATISTICS, cielab, image_statistics
 from tests.training.tiny import optimized
 
 SIZE = 48

@@ -7,11 +7,11 @@ import pytest
 from PIL import Image
 from sklearn.decomposition import PCA
 
-import jaxear.eigenears
 from jaxear import EigenEars, PixelModel
 from jaxear.config import DataConfig
 from jaxear.data.pipeline import load_split
-from jaxear.eigenears import main, write_pixel_eigenears
+from jaxear.eigenears import __main__ as command
+from jaxear.eigenears import write_pixel_eigenears, writing
 from jaxear.errors import UserError
 from jaxear.inference import decode_codes, encode_images
 
@@ -34,7 +34,7 @@ def written(tmp_path_factory, photographs):
     out = tmp_path_factory.mktemp("pixels") / "eigenears"
     arguments = ["--data", str(photographs), "--out", str(out), "--image-size", str(SIZE)]
     arguments += ["--n-components", "5", "--bootstrap", "30", "--permutations", "30"]
-    assert main(arguments) == 0
+    assert command.main(arguments) == 0
     return out
 
 
@@ -126,9 +126,9 @@ def test_the_command_prints_a_table(written, photographs, capsys, monkeypatch):
     report = json.loads((written / "eigenears.json").read_text())
     calls = []
     monkeypatch.setattr(
-        jaxear.eigenears, "write_pixel_eigenears", lambda *args, **options: calls.append(options)
+        command, "write_pixel_eigenears", lambda *args, **options: calls.append(options)
     )
-    assert main(["--data", str(photographs), "--out", str(written), "--split", "test"]) == 0
+    assert command.main(["--data", str(photographs), "--out", str(written), "--split", "test"]) == 0
     assert calls[0]["split"] == "test"
     shown = capsys.readouterr().out
     low, high = report["explained_variance_ratio_ci95"][0]
@@ -139,8 +139,8 @@ def test_the_command_prints_a_table(written, photographs, capsys, monkeypatch):
 
 
 def test_without_draws_nothing_is_claimed(photographs, tmp_path, monkeypatch):
-    monkeypatch.setattr("jaxear.eigenear_report.save_animation", lambda *args: None)
-    monkeypatch.setattr("jaxear.eigenear_report.save_figure", lambda *args: None)
+    monkeypatch.setattr("jaxear.eigenears.report.save_animation", lambda *args: None)
+    monkeypatch.setattr("jaxear.eigenears.report.save_figure", lambda *args: None)
     write_pixel_eigenears(
         str(photographs), tmp_path, image_size=SIZE, bootstrap=0, permutations=0, progress=False
     )
@@ -156,7 +156,7 @@ def test_a_prepared_store_keeps_its_settings(photographs, tmp_path, monkeypatch)
     size = ["--image-size", "20", "--fit", "stretch"]
     assert data_main(["prepare", str(photographs), "--out", str(store), *size]) == 0
     seen = []
-    monkeypatch.setattr(jaxear.eigenears, "_write", lambda model, ears, *rest: seen.append(ears))
+    monkeypatch.setattr(writing, "_write", lambda model, ears, *rest: seen.append(ears))
     write_pixel_eigenears(str(store), tmp_path / "out", progress=False)
     assert seen[0].images.shape == (60, 20, 20, 3)
     with pytest.raises(UserError, match="prepared otherwise"):
@@ -175,5 +175,5 @@ def test_a_prepared_store_keeps_its_settings(photographs, tmp_path, monkeypatch)
     ids=str,
 )
 def test_what_the_command_cannot_do_it_says(arguments, message, capsys):
-    assert main(arguments) == 2
+    assert command.main(arguments) == 2
     assert message in capsys.readouterr().err
