@@ -22,7 +22,7 @@ from rich.console import Console
 from jaxear import figures
 from jaxear.backbones.registry import full_name
 from jaxear.command import run_command
-from jaxear.config import AUTO_BATCH_SIZE, TrainConfig, from_dict, validate
+from jaxear.config import AUTO_BATCH_SIZE, TrainConfig, from_dict
 from jaxear.data.pipeline import Batches, load_split
 from jaxear.data.records import subject_numbers
 from jaxear.errors import UserError
@@ -41,7 +41,7 @@ from jaxear.training.interrupt import Interrupt
 from jaxear.training.lock import exclusive
 from jaxear.training.logging import MetricsLog, read_json, write_json
 from jaxear.training.meters import MeanMetrics, StepClock, TrainingBar
-from jaxear.training.program import create_program, resident_arrays
+from jaxear.training.program import check, create_program, resident_arrays
 from jaxear.training.sharding import create_parallel
 from jaxear.training.state import Partition, create_state
 from jaxear.training.summary import run_facts
@@ -69,7 +69,7 @@ def train(config: TrainConfig, *, resume: bool = False, progress: bool = True) -
             steps keep failing. What was trained until then is saved.
         KeyboardInterrupt: the run was interrupted; its state has been saved.
     """
-    validate(config)
+    check(config)
     parallel = create_parallel(config.parallel, config.batch_size, config.accumulate)
     run_dir = config.run_dir
     _check_run_dir(run_dir, resume)

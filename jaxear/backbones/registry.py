@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 import jax
@@ -129,15 +130,8 @@ def create_backbone(
         # Compiled as one program: one by one, the random draws take many times as long to compile.
         return nnx.jit(lambda rngs: build(rngs=rngs))(rngs or nnx.Rngs(0))
 
-    path = weights_path(spec.name) if weights == "auto" else weights
-    try:
-        leaves, metadata = read_weights(path)
-    except WeightsNotFoundError:
-        raise WeightsNotFoundError(
-            f"No ported weights of {spec.name} at {path}. Make them with `{spec.port_command}`, "
-            "point JAXEAR_WEIGHTS at the folder that has them, or pass weights='none' "
-            "(--weights none) to start from random values."
-        ) from None
+    path = _find_weights(spec, weights)
+    leaves, metadata = read_weights(path)
     check_backbone(metadata, spec.name, path)
     # What the file says of its architecture holds, unless other options are given.
     backbone = nnx.eval_shape(partial(build, **{**metadata.get("architecture", {}), **options}))
@@ -146,6 +140,30 @@ def create_backbone(
         leaves = spec.adapt(leaves, backbone.encoder, **chosen)
     fill(cast(nnx.Module, backbone.encoder), leaves, source=str(path))
     return backbone
+
+
+def check_choice(
+    name: str,
+    *,
+    image_size: int | tuple[int, int] = 128,
+    weights: str = "auto",
+    **options: Any,
+) -> None:
+    """Refuse at once what `create_backbone` would refuse later, before hours of reading images.
+
+    Raises:
+        UserError: an unknown name or option, or a size that the encoder cannot take.
+        WeightsNotFoundError: there are no ported weights; the message says how to get them.
+    """
+    if name == HYBRID:
+        for part, own in _parts(options):
+            check_choice(part, image_size=image_size, weights=_for_all(weights), **own)
+        return
+    spec = get_spec(name)
+    _check_size(spec, image_size)
+    _check_options(spec, options)
+    if weights != "none":
+        _find_weights(spec, weights)
 
 
 def build_backbone(
@@ -196,9 +214,7 @@ def _build_one(
     **options: Any,
 ) -> Backbone:
     size = _check_size(spec, image_size)
-    if unknown := options.keys() - {*spec.options, *spec.adapt_options}:
-        known = ", ".join(("features", *spec.options, *spec.adapt_options))
-        raise UserError(f"{spec.name} has no option {', '.join(sorted(unknown))}; it has {known}.")
+    _check_options(spec, options)
     dtype = _check_dtype(dtype)
     encoder = spec.build(
         image_size=size,
@@ -208,6 +224,23 @@ def _build_one(
         **{key: value for key, value in options.items() if key in spec.options},
     )
     return Backbone(encoder, spec, features=features)
+
+
+def _find_weights(spec: BackboneSpec, weights: str) -> Path:
+    path = weights_path(spec.name) if weights == "auto" else Path(weights)
+    if not path.is_file():
+        raise WeightsNotFoundError(
+            f"No ported weights of {spec.name} at {path}. Make them with `{spec.port_command}`, "
+            "point JAXEAR_WEIGHTS at the folder that has them, or pass weights='none' "
+            "(--weights none) to start from random values."
+        )
+    return path
+
+
+def _check_options(spec: BackboneSpec, options: dict[str, Any]) -> None:
+    if unknown := options.keys() - {*spec.options, *spec.adapt_options}:
+        known = ", ".join(("features", *spec.options, *spec.adapt_options))
+        raise UserError(f"{spec.name} has no option {', '.join(sorted(unknown))}; it has {known}.")
 
 
 def _check_size(spec: BackboneSpec, image_size: int | tuple[int, int]) -> tuple[int, int]:

@@ -17,7 +17,7 @@ from jax.experimental import multihost_utils
 from rich.console import Console
 from rich.table import Table
 
-from jaxear.config import AUTO_BATCH_SIZE, TrainConfig, validate
+from jaxear.config import AUTO_BATCH_SIZE, TrainConfig
 from jaxear.data.dataset import EarImages
 from jaxear.data.pipeline import Batches, load_split
 from jaxear.data.records import subject_numbers
@@ -25,7 +25,13 @@ from jaxear.errors import UserError
 from jaxear.training.distributed import is_main
 from jaxear.training.feed import Feed, stays_on_device
 from jaxear.training.meters import StepClock, peak_bytes
-from jaxear.training.program import blank_batch, blank_state, create_program, resident_arrays
+from jaxear.training.program import (
+    blank_batch,
+    blank_state,
+    check,
+    create_program,
+    resident_arrays,
+)
 from jaxear.training.sharding import create_parallel
 from jaxear.training.state import create_state
 from jaxear.training.summary import run_facts
@@ -161,7 +167,7 @@ def forecast(config: TrainConfig, *, steps: int = TIMED_STEPS) -> dict[str, Any]
     Raises:
         UserError: as the run itself would.
     """
-    validate(config)
+    check(config)
     ears = load_split(config, "train", progress=is_main())
     config = with_batch_size(config, ears)
     parallel = create_parallel(config.parallel, config.batch_size, config.accumulate)

@@ -9,7 +9,8 @@ import numpy as np
 import optax
 from flax import nnx
 
-from jaxear.config import TrainConfig
+from jaxear.backbones.registry import check_choice
+from jaxear.config import TrainConfig, validate
 from jaxear.model import create_vae, random_stream
 from jaxear.perceptual import Judge, create_judge
 from jaxear.pixel_path import fit_pixel_path
@@ -44,6 +45,21 @@ class Program:
     judge: Judge | None
     train_step: TrainStep
     eval_step: EvalStep
+
+
+def check(config: TrainConfig) -> None:
+    """Refuse settings that cannot work, and weights that are missing, before an image is read.
+
+    Raises:
+        UserError: says what to change, or which command makes the weights.
+    """
+    validate(config)
+    size = config.image_size
+    check_choice(
+        config.backbone, image_size=size, weights=config.weights, **config.backbone_options
+    )
+    if config.perceptual_weight > 0 and config.perceptual == "vgg16":
+        check_choice("vgg16", image_size=size)
 
 
 def create_program(

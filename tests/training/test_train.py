@@ -17,7 +17,8 @@ from jaxear.options import parse_train_options
 from jaxear.train import main, train
 from jaxear.training.checkpoints import Checkpoints
 from jaxear.training.feed import Feed
-from tests.training.tiny import tiny
+from jaxear.training.forecast import forecast
+from tests.training.tiny import TINY_SAM, tiny
 
 
 def leaves(run_dir, which="latest"):
@@ -137,6 +138,32 @@ def interrupt_after(monkeypatch, steps):
 def test_resume_without_a_checkpoint_says_so(photographs, tmp_path):
     with pytest.raises(UserError, match="no run to resume"):
         train(tiny(photographs, tmp_path / "run"), resume=True, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"weights": "auto"}, r"port_sam\.py"),
+        ({"weights": "none.safetensors"}, "No ported weights of sam_vit_b at none.safetensors"),
+        ({"backbone": "sma"}, "no backbone 'sma'"),
+        ({"image_size": 40}, "multiples of 16"),
+        ({"backbone_options": {"depths": 2}}, "no option depths"),
+        ({"backbone": "hybrid", "backbone_options": {"sam": TINY_SAM}, "weights": "auto"}, "port_"),
+        ({"perceptual_weight": 1.0, "perceptual": "vgg16"}, "--model vgg16"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_trained_is_refused_before_an_image_is_read(
+    changes, message, photographs, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("JAXEAR_WEIGHTS", str(tmp_path))
+    for module in ("train", "training.forecast"):
+        monkeypatch.setattr(f"jaxear.{module}.load_split", None)
+    config = tiny(photographs, tmp_path / "run", **changes)
+    for command in (train, forecast):
+        with pytest.raises(UserError, match=message):
+            command(config)
+    assert not (tmp_path / "run").exists()
 
 
 def changed(before, after, part):
