@@ -16,14 +16,13 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import jax
 from rich.console import Console
 
 from jaxear import figures
 from jaxear.backbones.registry import full_name
 from jaxear.command import run_command
 from jaxear.config import AUTO_BATCH_SIZE, TrainConfig, from_dict
-from jaxear.data.pipeline import Batches, load_split
+from jaxear.data.pipeline import load_split
 from jaxear.data.records import subject_numbers
 from jaxear.errors import UserError
 from jaxear.model import load_config
@@ -34,7 +33,7 @@ from jaxear.training.disk import disk_may_be_full
 from jaxear.training.distributed import any_process, is_main
 from jaxear.training.evaluation import evaluate_images
 from jaxear.training.features import prepare_features
-from jaxear.training.feed import Feed, stays_on_device
+from jaxear.training.feed import Feed, create_batches, stays_on_device
 from jaxear.training.forecast import forecast, print_forecast, with_batch_size
 from jaxear.training.inherit import inherit
 from jaxear.training.interrupt import Interrupt
@@ -80,13 +79,7 @@ def train(config: TrainConfig, *, resume: bool = False, progress: bool = True) -
     # Data
     ears = load_split(config, "train", progress=progress)
     config = with_batch_size(config, ears)
-    batches = Batches(
-        ears,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
+    batches = create_batches(config, ears)
     val_images = load_split(config, "val", progress=progress).images
     steps_per_epoch = batches.steps_per_epoch
     logger.info("%d images to train on, %d to validate", len(ears), len(val_images))

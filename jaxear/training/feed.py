@@ -10,7 +10,8 @@ from itertools import islice
 import jax
 import numpy as np
 
-from jaxear.config import RunConfig
+from jaxear.config import RunConfig, TrainConfig
+from jaxear.data.dataset import EarImages
 from jaxear.data.pipeline import Batches
 from jaxear.training.batch import TrainBatch
 from jaxear.training.features import FeatureCache
@@ -32,6 +33,17 @@ def stays_on_device(config: RunConfig, n_bytes: int) -> bool:
         return config.data_on_device == "yes"
     memory = jax.local_devices()[0].memory_stats() or {}
     return n_bytes <= memory.get("bytes_limit", RESIDENT_BYTES / RESIDENT_SHARE) * RESIDENT_SHARE
+
+
+def create_batches(config: TrainConfig, ears: EarImages) -> Batches:
+    """The batches of a run: this process's share of each."""
+    return Batches(
+        ears,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
 
 
 class Feed:

@@ -19,11 +19,11 @@ from rich.table import Table
 
 from jaxear.config import AUTO_BATCH_SIZE, TrainConfig
 from jaxear.data.dataset import EarImages
-from jaxear.data.pipeline import Batches, load_split
+from jaxear.data.pipeline import load_split
 from jaxear.data.records import subject_numbers
 from jaxear.errors import UserError
 from jaxear.training.distributed import is_main
-from jaxear.training.feed import Feed, stays_on_device
+from jaxear.training.feed import Feed, create_batches, stays_on_device
 from jaxear.training.meters import StepClock, peak_bytes
 from jaxear.training.program import (
     blank_batch,
@@ -171,13 +171,7 @@ def forecast(config: TrainConfig, *, steps: int = TIMED_STEPS) -> dict[str, Any]
     ears = load_split(config, "train", progress=is_main())
     config = with_batch_size(config, ears)
     parallel = create_parallel(config.parallel, config.batch_size, config.accumulate)
-    batches = Batches(
-        ears,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
+    batches = create_batches(config, ears)
     program = create_program(config, parallel, batches.steps_per_epoch)
     state = create_state(program.leaves, program.optimizer, average=config.ema_decay > 0)
     facts = run_facts(config, state)

@@ -16,6 +16,12 @@ def write_image(path: Path, size: tuple[int, int] = (24, 32), colour=(90, 120, 1
     return path
 
 
+def save(array: np.ndarray, path: Path, **options) -> Path:
+    """Write pixels to a file of the kind that its name says."""
+    Image.fromarray(np.ascontiguousarray(array)).save(path, **options)
+    return path
+
+
 def corner_picture() -> np.ndarray:
     """[40, 60, 3]: red at the top left, green top right, blue bottom left, white bottom right."""
     picture = np.empty((40, 60, 3), np.uint8)
