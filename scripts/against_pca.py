@@ -32,7 +32,7 @@ import jax
 import numpy as np
 from flax import nnx
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from jaxear.assessment.coders import Code, Coder, LinearCoder, ModelCoder
 from jaxear.assessment.measures import Estimate, compare, mean_estimates
@@ -145,7 +145,8 @@ def measure(config: TrainConfig) -> list[dict[str, Any]]:
 def table_of(rows: list[dict[str, Any]]) -> Table:
     """Means over the held-out ears, with 95 % intervals over subjects. What is above PCA is above
     that of the augmented pictures, if there are any."""
-    table = Table("numbers", "coder", "PSNR (dB)", "SSIM", "above PCA (dB)")
+    coder = Column("coder", overflow="fold")  # no name is cut on a narrow screen
+    table = Table("numbers", coder, "PSNR (dB)", "SSIM", "above PCA (dB)")
 
     def cell(values: dict[str, Any], digits: int) -> str:
         e = Estimate(**values)
