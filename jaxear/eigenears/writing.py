@@ -113,15 +113,7 @@ def write_pixel_eigenears(
     """
     config = DataConfig(data=data)
     if is_store(data):
-        settings = open_store(data).settings
-        config = dataclasses.replace(
-            config,
-            image_size=settings.image_size,
-            fit=settings.fit,
-            box_margin=settings.box_margin,
-            mirror_left=settings.mirror_left,
-            normalize_colour=settings.normalize_colour,
-        )
+        config = dataclasses.replace(config, **dataclasses.asdict(open_store(data).settings))
     if image_size is not None:
         config = dataclasses.replace(config, image_size=image_size)
     ears = load_split(config, split, progress=progress)
