@@ -6,7 +6,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from jaxear.huge_pages import restart_with_huge_pages
+from jaxear.process_memory import restart_to_keep_memory
 from jaxear.version import __version__
 
 COMMANDS = {
@@ -45,10 +45,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code.
 
     Without `argv` it is this program's own command, and may start the program anew
-    (`restart_with_huge_pages`).
+    (`restart_to_keep_memory`).
     """
     if argv is None:
-        restart_with_huge_pages()
+        restart_to_keep_memory()
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from jaxear.huge_pages import restart_with_huge_pages
+from jaxear.process_memory import restart_to_keep_memory
 
 if __name__ == "__main__":
-    restart_with_huge_pages()  # before the imports below, which take seconds
+    restart_to_keep_memory()  # before the imports below, which take seconds
 
 import argparse
 import logging

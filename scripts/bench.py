@@ -34,7 +34,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from jaxear.huge_pages import restart_with_huge_pages
+from jaxear.process_memory import restart_to_keep_memory
 
 # In this order, so that what comes last suffers where time runs out; on a GPU it is FIRST_ON_GPU.
 GROUPS = {
@@ -212,5 +212,5 @@ def _milliseconds(seconds: list[float]) -> str:
 
 
 if __name__ == "__main__":
-    restart_with_huge_pages()  # for all that are compared
+    restart_to_keep_memory()  # for all that are compared
     main()

@@ -13,10 +13,10 @@ explain is the highest, so a larger one is the more accurate.
 
 from __future__ import annotations
 
-from jaxear.huge_pages import restart_with_huge_pages
+from jaxear.process_memory import restart_to_keep_memory
 
 if __name__ == "__main__":
-    restart_with_huge_pages()  # for all that are compared, before the imports that take seconds
+    restart_to_keep_memory()  # for all that are compared, before the imports that take seconds
 
 import argparse
 import json

@@ -2,7 +2,7 @@
 
     python scripts/bench_training.py                      SAM ViT-B, 128x128, batch 8, 5 turns
     python scripts/bench_training.py --backbone resnet50 --batch 16 --out bench.json
-    GLIBC_TUNABLES= python scripts/bench_training.py      without huge pages
+    GLIBC_TUNABLES= python scripts/bench_training.py      without the memory kept
 
 All variants take turns, one step each, and their medians are compared with that of plain
 fine-tuning. Weights are random, which costs the same. Then some steps of training, fed as the
@@ -12,10 +12,10 @@ JAX finds.
 
 from __future__ import annotations
 
-from jaxear.huge_pages import restart_with_huge_pages
+from jaxear.process_memory import restart_to_keep_memory
 
 if __name__ == "__main__":
-    restart_with_huge_pages()  # before the imports below, which take seconds
+    restart_to_keep_memory()  # before the imports below, which take seconds
 
 import argparse
 import dataclasses

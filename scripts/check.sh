@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-# Memory in huge pages, as the commands ask for (jaxear/huge_pages.py).
+# Memory in huge pages (jaxear/process_memory.py), but none kept: the tests have many programs.
 export GLIBC_TUNABLES=${GLIBC_TUNABLES-glibc.malloc.hugetlb=1}
 export PYTHONDONTWRITEBYTECODE=  # the many programs that the tests start import in half the time
 environment=$(mktemp -d)

@@ -1,9 +1,9 @@
 """Compare backbones and write a report: `python scripts/compare_backbones.py --help`."""
 
-from jaxear.huge_pages import restart_with_huge_pages
+from jaxear.process_memory import restart_to_keep_memory
 
 if __name__ == "__main__":
-    restart_with_huge_pages()  # before the imports below, which take seconds
+    restart_to_keep_memory()  # before the imports below, which take seconds
 
 from jaxear.compare import main
 

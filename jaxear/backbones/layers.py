@@ -49,9 +49,11 @@ def conv(
     groups = in_channels if depthwise else 1
     # He et al. (2015) by the fan-out within a group, as torchvision's and timm's initialisations.
     deviation = math.sqrt(2 * groups / (kernel_size**2 * out_channels))
-    options: dict[str, Any] = {"conv_general_dilated": depthwise_conv} if depthwise else {}
+    options: dict[str, Any] = {}
+    if depthwise or kernel_size == 1:
+        options = {"conv_general_dilated": depthwise_conv if depthwise else pointwise_conv}
     if not round_weights and dtype != param_dtype:
-        options = {"conv_general_dilated": pointwise_conv, **options, "promote_dtype": round_input}
+        options |= {"promote_dtype": round_input}
     return nnx.Conv(
         in_channels,
         out_channels,

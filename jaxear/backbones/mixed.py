@@ -20,6 +20,7 @@ gradient is computed as ever, from rounded operands, and JAX keeps 1.28 instead 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -34,18 +35,31 @@ def round_input(args: tuple[Any, ...], *, dtype: Dtype) -> tuple[Any, ...]:
     return (x.astype(dtype), *weights)
 
 
-def pointwise_conv(x: jax.Array, kernel: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
-    """A 1x1 convolution of stride 1 with unrounded weights, for `nnx.Conv`.
+def pointwise_conv(
+    x: jax.Array,
+    kernel: jax.Array,
+    window_strides: Sequence[int] = (1, 1),
+    *args: Any,
+    **kwargs: Any,
+) -> jax.Array:
+    """A 1x1 convolution as the matrix product that it is, for `nnx.Conv`.
+
+    On a CPU the gradient of a product takes half the time of a convolution's: XLA makes that
+    another convolution, over the batch, of two transposed copies.
 
     Args:
-        x: [b, h, w, c], of lower precision than the kernel.
+        x: [b, h, w, c], of the kernel's precision, or of a lower one: then the kernel is not
+            rounded (see above).
         kernel: [1, 1, c, d].
+        window_strides: of height and width.
 
     Returns:
-        [b, h, w, d] of the kernel's dtype.
+        [b, h', w', d] of the kernel's dtype.
     """
-    del args, kwargs  # strides and padding, which leave nothing to choose
-    return _product(x, kernel[0, 0])
+    del args, kwargs  # padding and the like, which leave nothing to choose
+    rows, columns = window_strides
+    x = x[:, ::rows, ::columns]
+    return x @ kernel[0, 0] if x.dtype == kernel.dtype else _product(x, kernel[0, 0])
 
 
 @jax.custom_vjp

@@ -24,7 +24,7 @@ from jax.nn import initializers
 
 from jaxear.backbones.base import BackboneSpec, FeatureInfo
 from jaxear.backbones.lean import LayerNorm, gelu
-from jaxear.backbones.staged import run, take
+from jaxear.backbones.staged import computed_once, run, take
 from jaxear.backbones.window_attention import window_attention
 from jaxear.errors import UserError
 
@@ -140,7 +140,7 @@ class Block(nnx.Module):
         self.mlp = Mlp(config, **kinds)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = x + self.attn(self.norm1(x))
+        x = computed_once(x + self.attn(self.norm1(x)), self)
         return x + self.mlp(self.norm2(x))
 
 

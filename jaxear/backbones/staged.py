@@ -92,10 +92,25 @@ def run(
     as without.
     """
     if not remat:
-        return call(block, x)
+        return computed_once(call(block, x), block)
     if jax.default_backend() == "cpu":
         return _remat_on_cpu(call, block, x)
     return nnx.remat(call)(block, x)
+
+
+def computed_once(x: jax.Array, block: nnx.Module) -> jax.Array:
+    """x, which `block` has computed and of which much will be made; and so its cotangent.
+
+    XLA on CPU takes sums and activations for cheap enough to do again wherever they are used. Along
+    a network's shortcuts each sum has all those before it in it, so that the gradient, which uses
+    each several times, reads dozens of arrays to make one. Out of a branch nothing is drawn into
+    what follows. Other backends keep such values by themselves.
+    """
+    if jax.default_backend() != "cpu":
+        return x
+    number = min(jax.tree.leaves(nnx.state(block, nnx.Param)), key=jnp.size).ravel()[0]
+    # A number equals itself unless it is NaN, which XLA cannot know before.
+    return jax.lax.cond(number == number, lambda x: x, lambda x: jnp.full_like(x, jnp.nan), x)
 
 
 def _remat_on_cpu(

@@ -35,21 +35,14 @@ from jaxear.config import TrainConfig
 from jaxear.data.pipeline import Batches, load_split
 from jaxear.data.records import subject_numbers
 from jaxear.errors import UserError
-from jaxear.model import create_vae, random_stream
 from jaxear.train import train
 from jaxear.training.batch import Resident
 from jaxear.training.feed import Feed
 from jaxear.training.lock import exclusive
 from jaxear.training.logging import read_json, write_json
-from jaxear.training.optimizer import (
-    create_optimizer,
-    create_schedule,
-    rate_scales,
-    trainable_parameters,
-)
+from jaxear.training.program import create_program
 from jaxear.training.sharding import create_parallel
-from jaxear.training.state import create_state, split_model
-from jaxear.training.step import make_train_step
+from jaxear.training.state import create_state
 
 logger = logging.getLogger(__name__)
 
@@ -180,19 +173,12 @@ def seconds_per_step(config: TrainConfig) -> float:
     """Median time of a training step once it is compiled, on the run's own images."""
     ears = load_split(config, "train", progress=False)
     parallel = create_parallel(config.parallel, config.batch_size, config.accumulate)
-    model = create_vae(config, config.image_size, rngs=random_stream(config.seed))
-    model.train()
-    skeleton, leaves = split_model(
-        model, trainable_parameters(model, config.freeze, config.image_size)
-    )
-    schedule = create_schedule(config, 1000)
-    optimizer = create_optimizer(config, schedule, rate_scales(model, config))
-    state = parallel.put_state(create_state(leaves, optimizer))
+    program = create_program(config, parallel, 1000)
+    state = parallel.put_state(create_state(program.leaves, program.optimizer))
     batches = Batches(ears, batch_size=config.batch_size, seed=config.seed)
     batch: Any = Feed(batches, subject_numbers(ears.records), parallel).example()
     resident = parallel.put_resident(Resident())
-    step = make_train_step(config, skeleton, optimizer, schedule, 1000)
-    compiled = parallel.compile_train(step, state, resident, batch)
+    compiled = parallel.compile_train(program.train_step, state, resident, batch)
     taken = []
     for _ in range(TIMED_STEPS + 1):
         began = time.perf_counter()

@@ -170,16 +170,26 @@ class Checkpoints:
     def _restore(self, step: int, like: TrainState) -> TrainState:
         abstract = jax.tree.map(_abstract, _as_dict(like))
         with _damage(self.folder / str(step)):
+            expected: Any = self._manager.restore(
+                step, args=ocp.args.Composite(**{FINGERPRINTS: ocp.args.JsonRestore()})
+            )[FINGERPRINTS]
+        if expected.keys() != (names := _flat(abstract).keys()):
+            raise UserError(
+                f"The checkpoint {self.folder / str(step)} holds other arrays than this run has "
+                f"({len(expected.keys() ^ names)} differ): the settings were changed, or another "
+                "version of jaxear saved it. Resume with what it was made with, or start another "
+                "run from its model: --init-from."
+            )
+        with _damage(self.folder / str(step)):
             restored: Any = self._manager.restore(
                 step,
                 args=ocp.args.Composite(
                     **{
                         STATE: ocp.args.StandardRestore(abstract),
-                        FINGERPRINTS: ocp.args.JsonRestore(),
                     }
                 ),
             )
-        self._verify(step, _flat(restored[STATE]), restored[FINGERPRINTS])
+        self._verify(step, _flat(restored[STATE]), expected)
         return TrainState(**restored[STATE])
 
     def _verify(self, step: int, leaves: Mapping[str, Any], expected: Mapping[str, int]) -> None:

@@ -8,9 +8,11 @@ from typing import Any
 import jax
 import jax.export
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxear.config import OptimConfig
+from jaxear.training.packing import is_kernel
 from jaxear.training.state import Leaves, Partition, Path, Skeleton, split_model
 from jaxear.vae import EarVAE
 
@@ -89,19 +91,23 @@ def rate_scales(model: EarVAE, config: OptimConfig) -> dict[str, float]:
 
 
 def create_optimizer(
-    config: OptimConfig, schedule: optax.Schedule, rate_scales: Mapping[str, float] | None = None
+    config: OptimConfig,
+    schedule: optax.Schedule,
+    rate_scales: Mapping[str, float | np.ndarray] | None = None,
 ) -> optax.GradientTransformation:
     """Clipping by the global norm, then AdamW with the decay on matrices and kernels alone.
+
+    Its parameters are leaves by their names, packed (`packing.pack`) or not.
 
     Args:
         config: clipping and decay.
         schedule: steps done -> learning rate.
-        rate_scales: parameter -> what its rate is multiplied by; see `rate_scales`. By default all
-            have the schedule's.
+        rate_scales: parameter -> what its rate is multiplied by; see `rate_scales`, and
+            `packing.pack_factors`. By default all have the schedule's.
     """
 
     def decayed(params: Any) -> dict[str, bool]:
-        return {name: name.endswith(".kernel") for name in params}
+        return {name: is_kernel(name) for name in params}
 
     def scale(updates: Any, params: Any = None) -> Leaves:
         if rate_scales is None:

@@ -21,6 +21,7 @@ from jaxear.training.optimizer import (
     rate_scales,
     trainable_parameters,
 )
+from jaxear.training.packing import pack_factors
 from jaxear.training.sharding import Parallel
 from jaxear.training.state import Partition, Skeleton, TrainState, create_state, split_model
 from jaxear.training.step import EvalStep, TrainStep, make_eval_step, make_train_step
@@ -94,7 +95,7 @@ def create_program(
     model.train()
     trainable = trainable_parameters(model, config.freeze, config.image_size)
     skeleton, leaves = split_model(model, trainable)
-    scales = rate_scales(model, config)
+    scales = pack_factors(rate_scales(model, config), leaves.trainable)
     model.eval()
     eval_skeleton, _ = split_model(model)
     schedule = create_schedule(config, steps_per_epoch)

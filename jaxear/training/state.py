@@ -12,6 +12,7 @@ import optax
 from flax import nnx
 from flax.nnx.traversals import unflatten_mapping
 
+from jaxear.training.packing import pack
 from jaxear.vae import EarVAE
 
 Leaves = dict[str, jax.Array]
@@ -36,7 +37,7 @@ class TrainState:
         trainable: parameters that the optimiser moves.
         frozen: parameters that stay as they are.
         buffers: what is neither, e.g. the running statistics of BatchNorm.
-        opt_state: the optimiser's state for `trainable`.
+        opt_state: the optimiser's state for `trainable`, packed (`packing.pack`).
         average: exponential moving average of `trainable`; empty where none is kept.
         bad_steps: how many steps in a row had to be skipped, an int32 scalar.
     """
@@ -109,7 +110,7 @@ def create_state(
         step=jnp.zeros((), jnp.int32),
         **leaves._asdict(),
         # As one program: one by one, each shape's zeros are compiled.
-        opt_state=jax.jit(optimizer.init)(leaves.trainable),
+        opt_state=jax.jit(lambda trainable: optimizer.init(pack(trainable)))(leaves.trainable),
         # Copies: a step is given its state to write over, and must not get an array twice.
         average=jax.tree.map(jnp.copy, leaves.trainable) if average else {},
         bad_steps=jnp.zeros((), jnp.int32),

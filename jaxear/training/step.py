@@ -19,6 +19,7 @@ from jaxear.losses import kl_divergence, objective
 from jaxear.metrics import edge_preservation, psnr, ssim
 from jaxear.perceptual import Judge
 from jaxear.training.batch import Resident, TrainBatch
+from jaxear.training.packing import pack, unpack
 from jaxear.training.state import Leaves, Skeleton, TrainState
 from jaxear.vae import EarVAE, reparameterize
 
@@ -52,7 +53,7 @@ def make_train_step(
     Args:
         config: the settings of objective, augmentation and optimisation.
         skeleton: the model in training mode.
-        optimizer, schedule: what moves the parameters, and the rate to report.
+        optimizer, schedule: what moves the parameters, packed (`packing`), and the rate to report.
         steps_per_epoch: the unit of the warm-up of the KL weight.
         judge: the network of the perceptual term; by default the backbone itself.
         axis_name: the axis of `jax.pmap` that the batch is cut along, if it is.
@@ -134,10 +135,11 @@ def make_train_step(
         gradients, metrics, buffers = gradients_of(state, resident, batch)
         if axis_name is not None:
             gradients, metrics = jax.lax.pmean((gradients, metrics), axis_name)
+        gradients, parameters, average = map(pack, (gradients, state.trainable, state.average))
         norm = optax.tree.norm(gradients)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.trainable)
-        trainable: Any = optax.apply_updates(state.trainable, updates)
-        average = state.average
+        updates, opt_state = optimizer.update(gradients, state.opt_state, parameters)
+        trainable: Any = optax.apply_updates(parameters, updates)
+        old = (parameters, state.buffers, state.opt_state, average)
         if config.ema_decay > 0:
             # As long as few steps were made, the average follows them closely.
             decay = jnp.minimum(config.ema_decay, (1 + state.step) / (10 + state.step))
@@ -151,17 +153,16 @@ def make_train_step(
         }
         good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
         new = (trainable, buffers, opt_state, average)
-        old = (state.trainable, state.buffers, state.opt_state, state.average)
         kept = jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)
         trainable, buffers, opt_state, average = kept
         bad_steps = jnp.where(good, 0, state.bad_steps + 1)
         new_state = TrainState(
             step=state.step + 1,
-            trainable=trainable,
+            trainable=unpack(trainable, state.trainable),
             frozen=state.frozen,
             buffers=buffers,
             opt_state=opt_state,
-            average=average,
+            average=unpack(average, state.average),
             bad_steps=bad_steps,
         )
         return new_state, {**metrics, "bad_steps": bad_steps}

@@ -17,6 +17,7 @@ from jaxear.config import TrainConfig
 from jaxear.model import create_vae, random_stream
 from jaxear.training.batch import Resident, TrainBatch
 from jaxear.training.optimizer import create_optimizer, create_schedule, rate_scales
+from jaxear.training.packing import pack_factors
 from jaxear.training.sharding import AXIS, JitParallel, Parallel, create_parallel
 from jaxear.training.state import create_state, split_model
 from jaxear.training.step import make_eval_step, make_train_step
@@ -35,8 +36,8 @@ def config_of(**changes) -> TrainConfig:
 def losses(parallel: Parallel, config: TrainConfig) -> dict[str, list]:
     """Losses of all steps, metrics of an evaluation, and how the largest array is cut."""
     model = create_vae(config, config.image_size, rngs=random_stream(0))
-    scales = rate_scales(model, config)
     skeleton, leaves = split_model(model)
+    scales = pack_factors(rate_scales(model, config), leaves.trainable)
     schedule = create_schedule(config, STEPS)
     optimizer = create_optimizer(config, schedule, scales)
     state = parallel.put_state(create_state(leaves, optimizer, average=config.ema_decay > 0))

@@ -109,6 +109,14 @@ def test_a_run_with_nothing_but_damaged_checkpoints_says_so(run, photographs):
         train(tiny(photographs, run), resume=True, progress=False)
 
 
+def test_a_run_of_other_arrays_is_not_resumed_and_stays_as_it_is(run, photographs):
+    before = steps(run)
+    with pytest.raises(UserError, match=r"holds other arrays than this run has .*--init-from"):
+        train(tiny(photographs, run, ema_decay=0.9, epochs=6), resume=True, progress=False)
+    assert steps(run) == before
+    assert not (run / "damaged").exists()
+
+
 def test_what_a_killed_save_leaves_is_no_checkpoint(run, finished):
     last = steps(run)[-1]
     half = run / "checkpoints" / f"{last + 1}.orbax-checkpoint-tmp"

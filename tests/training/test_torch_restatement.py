@@ -22,6 +22,7 @@ from jaxear.config import TrainConfig
 from jaxear.model import create_vae
 from jaxear.training.batch import Resident, TrainBatch
 from jaxear.training.optimizer import create_optimizer, create_schedule, rate_scales
+from jaxear.training.packing import pack_factors
 from jaxear.training.state import Leaves, Partition, Skeleton, create_state, split_model
 from jaxear.training.step import make_train_step
 from porting.resnet import TIMM
@@ -157,7 +158,7 @@ def noises() -> list[np.ndarray]:
 
 def train(skeleton: Skeleton, leaves: Partition, batches: list[np.ndarray]) -> list[float]:
     schedule = create_schedule(CONFIG, STEPS_PER_EPOCH)
-    scales = rate_scales(skeleton.model(*leaves), CONFIG)
+    scales = pack_factors(rate_scales(skeleton.model(*leaves), CONFIG), leaves.trainable)
     optimizer = create_optimizer(CONFIG, schedule, scales)
     step = jax.jit(make_train_step(CONFIG, skeleton, optimizer, schedule, STEPS_PER_EPOCH))
     state = create_state(leaves, optimizer)

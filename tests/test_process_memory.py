@@ -1,0 +1,107 @@
+"""Programs that start themselves again to keep their memory."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jaxear import cli, process_memory
+
+ROOT = Path(__file__).parents[1]
+KEPT = ":".join(process_memory.KEPT)
+KEPT_IN_HUGE_PAGES = f"{KEPT}:{process_memory.HUGE_PAGES}"
+PROGRAM = """
+import os, sys
+from jaxear import process_memory
+process_memory.tunables = lambda: "glibc.malloc.arena_max=1"
+print("started", flush=True)
+process_memory.restart_to_keep_memory()
+print(os.environ["GLIBC_TUNABLES"], os.getpid(), sys.argv[1:])
+"""
+
+
+def run(tmp_path, **environment):
+    inherited = {name: v for name, v in os.environ.items() if name != "GLIBC_TUNABLES"}
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    with subprocess.Popen(
+        [sys.executable, str(program), "--out", "two words"],
+        env={**inherited, "PYTHONPATH": str(ROOT), **environment},
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        return process.communicate()[0].splitlines(), process.pid
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is kept on Linux alone")
+def test_a_program_is_started_once_more_with_its_arguments_in_the_same_process(tmp_path):
+    lines, pid = run(tmp_path)
+    assert lines == ["started"] * 2 + [f"glibc.malloc.arena_max=1 {pid} ['--out', 'two words']"]
+
+
+def test_tunables_of_the_user_are_left_alone(tmp_path):
+    lines, pid = run(tmp_path, GLIBC_TUNABLES="")
+    assert lines == ["started", f" {pid} ['--out', 'two words']"]
+
+
+def test_the_command_asks_for_it_and_a_call_from_python_does_not(monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(cli, "restart_to_keep_memory", lambda: asked.append(True))
+    assert cli.main(["--version"]) == 0
+    assert not asked
+    monkeypatch.setattr(sys, "argv", ["jaxear", "--version"])
+    assert cli.main() == 0
+    assert asked
+
+
+@pytest.mark.parametrize(
+    ("library", "state", "platform", "expected"),
+    [
+        ("glibc 2.36", "always [madvise] never", "linux", KEPT_IN_HUGE_PAGES),
+        ("glibc 2.35", "always [madvise] never", "linux", KEPT_IN_HUGE_PAGES),
+        ("glibc 2.31", "always [madvise] never", "linux", ""),
+        ("glibc 2.36", "[always] madvise never", "linux", KEPT),
+        ("glibc 2.36", "always madvise [never]", "linux", KEPT),
+        ("glibc 2.36", None, "linux", KEPT),
+        ("glibc 2.36", "always [madvise] never", "darwin", ""),
+        ("", "always [madvise] never", "linux", ""),
+    ],
+)
+def test_what_is_asked_for_where(monkeypatch, tmp_path, library, state, platform, expected):
+    file = tmp_path / "enabled"
+    if state is not None:
+        file.write_text(state)
+    monkeypatch.setattr(process_memory, "_STATE", file)
+    monkeypatch.setattr(process_memory.sys, "platform", platform)
+    monkeypatch.setattr(
+        process_memory.os, "confstr_names", {"CS_GNU_LIBC_VERSION": 2}, raising=False
+    )
+    monkeypatch.setattr(process_memory.os, "confstr", lambda name: library, raising=False)
+    assert process_memory.tunables() == expected
+
+
+MANY_LARGE_ARRAYS = """
+import resource
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+def allocate():
+    bytes(bytearray(2**26))
+allocate()
+before = faults()
+for _ in range(20):
+    allocate()
+print(faults() - before)
+"""
+
+
+@pytest.mark.skipif(not process_memory.tunables(), reason="glibc does not know the settings")
+def test_what_is_freed_is_used_again():
+    def faults(settings: str) -> int:
+        environment = {**os.environ, "GLIBC_TUNABLES": settings}
+        command = [sys.executable, "-c", MANY_LARGE_ARRAYS]
+        return int(subprocess.run(command, env=environment, capture_output=True, check=True).stdout)
+
+    assert faults("") > 100_000
+    assert faults(KEPT) < 1000
