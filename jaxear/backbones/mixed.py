@@ -59,11 +59,13 @@ def pointwise_conv(
     del args, kwargs  # padding and the like, which leave nothing to choose
     rows, columns = window_strides
     x = x[:, ::rows, ::columns]
-    return x @ kernel[0, 0] if x.dtype == kernel.dtype else _product(x, kernel[0, 0])
+    return _product(x, kernel[0, 0])
 
 
 @jax.custom_vjp
 def _product(x: jax.Array, weights: jax.Array) -> jax.Array:
+    if x.dtype == weights.dtype:
+        return x @ weights
     # Not by conversions to and fro, which XLA may drop: the low part would be zero.
     bits = jnp.finfo(x.dtype)
     high = lax.reduce_precision(weights, bits.nexp, bits.nmant)
@@ -80,7 +82,10 @@ def _backward(residuals, dy):
     x, weights = residuals
     dy = dy.astype(x.dtype)
     dx = _dot(dy, weights.astype(x.dtype), (3, 1), x.dtype)
-    return dx, _dot(x, dy, ((0, 1, 2), (0, 1, 2)), weights.dtype)
+    # XLA on CPU makes a transposed copy of the first, for which it should be the narrower.
+    narrow, wide = (x, dy) if x.shape[-1] <= dy.shape[-1] else (dy, x)
+    found = _dot(narrow, wide, ((0, 1, 2), (0, 1, 2)), weights.dtype)
+    return dx, found if narrow is x else found.T
 
 
 _product.defvjp(_forward, _backward)

@@ -192,3 +192,25 @@ def test_take_goes_no_deeper_than_it_must():
 
     assert take(network(), ("b", "a", "b")) == ("B", "A", "B")
     assert computed == ["a", "b"]
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("padding", ["symmetric", "same"])
+@pytest.mark.parametrize("size", [7, 8])
+def test_a_1x1_convolution_is_that_of_xla(size, padding, stride):
+    layer = conv(3, 5, 1, stride=stride, padding=padding, **FLOAT32, rngs=nnx.Rngs(0))
+    graph, params = nnx.split(layer)
+    x = normal(2, size, size, 3)
+
+    def plain(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        layout = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(
+            x, kernel, (stride, stride), "SAME", dimension_numbers=layout
+        )
+
+    expected, pull_back = jax.vjp(plain, x, layer.kernel[...])
+    found, ours_back = jax.vjp(lambda x, params: nnx.merge(graph, params)(x), x, params)
+    cotangent = normal(*expected.shape, seed=1)
+    gradients = jax.tree.leaves(ours_back(cotangent))
+    for one, other in zip((found, *gradients), (expected, *pull_back(cotangent)), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
