@@ -40,9 +40,9 @@ logger = logging.getLogger(__name__)
 
 # What of an accelerator's memory a step may take; the rest is for fragmentation and validation.
 DEVICE_SHARE = 0.9
-# What of a computer's available memory its step may take; the rest is for the data, checkpoints in
-# the making and whatever else runs.
-HOST_SHARE = 0.5
+# What of a computer's available memory its step may take; the rest is for what the process keeps
+# (`process_memory`), the data, checkpoints in the making and whatever else runs.
+HOST_SHARE = 0.4
 # A larger batch than this gains no speed and learns no better.
 LARGEST_BATCH = 4096
 # Steps that are timed, after one that is not.
