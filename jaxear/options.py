@@ -87,7 +87,7 @@ def train_parser() -> Parser:
                 default=OptimConfig.batch_size,
                 help="images per step, over all devices; auto takes the largest power of two (times"
                 " the devices and --accumulate) whose step fits, by XLA's account, into 90 percent "
-                "of an accelerator's memory, or half of a computer's available memory.",
+                "of an accelerator's memory, or 40 percent of a computer's available memory.",
             )
     return parser
 
