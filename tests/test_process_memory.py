@@ -83,7 +83,8 @@ def test_what_is_asked_for_where(monkeypatch, tmp_path, library, state, platform
 
 
 MANY_LARGE_ARRAYS = """
-import resource
+import ctypes, resource
+assert ctypes.CDLL(None).prctl(41, 1, 0, 0, 0) == 0  # PR_SET_THP_DISABLE: pages are of 4 kB
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 def allocate():

@@ -170,9 +170,7 @@ class Checkpoints:
     def _restore(self, step: int, like: TrainState) -> TrainState:
         abstract = jax.tree.map(_abstract, _as_dict(like))
         with _damage(self.folder / str(step)):
-            expected: Any = self._manager.restore(
-                step, args=ocp.args.Composite(**{FINGERPRINTS: ocp.args.JsonRestore()})
-            )[FINGERPRINTS]
+            expected = self._fingerprints(step)
         if expected.keys() != (names := _flat(abstract).keys()):
             raise UserError(
                 f"The checkpoint {self.folder / str(step)} holds other arrays than this run has "
@@ -182,15 +180,17 @@ class Checkpoints:
             )
         with _damage(self.folder / str(step)):
             restored: Any = self._manager.restore(
-                step,
-                args=ocp.args.Composite(
-                    **{
-                        STATE: ocp.args.StandardRestore(abstract),
-                    }
-                ),
+                step, args=ocp.args.Composite(**{STATE: ocp.args.StandardRestore(abstract)})
             )
         self._verify(step, _flat(restored[STATE]), expected)
         return TrainState(**restored[STATE])
+
+    def _fingerprints(self, step: int) -> dict[str, int]:
+        """Those that were saved with a checkpoint."""
+        restored: Any = self._manager.restore(
+            step, args=ocp.args.Composite(**{FINGERPRINTS: ocp.args.JsonRestore()})
+        )
+        return restored[FINGERPRINTS]
 
     def _verify(self, step: int, leaves: Mapping[str, Any], expected: Mapping[str, int]) -> None:
         wrong = [name for name, value in fingerprints(leaves).items() if expected[name] != value]
@@ -237,9 +237,7 @@ class Checkpoints:
                     partial_restore=True,
                 ),
             )
-            expected: Any = self._manager.restore(
-                step, args=ocp.args.Composite(**{FINGERPRINTS: ocp.args.JsonRestore()})
-            )[FINGERPRINTS]
+            expected = self._fingerprints(step)
         self._verify(step, _flat(restored), expected)
         return {name: leaf for group in restored.values() for name, leaf in group.items()}
 
