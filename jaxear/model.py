@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxear.backbones.registry import build_backbone, create_backbone
+from jaxear.backbones.registry import create_backbone
 from jaxear.config import ModelConfig, TrainConfig
 from jaxear.errors import UserError
 from jaxear.options import parse_train_options
@@ -38,7 +39,11 @@ def compute_dtype(name: str) -> Any:
 
 
 def create_vae(
-    config: ModelConfig, image_size: int, *, rngs: nnx.Rngs, load_weights: bool = True
+    config: ModelConfig,
+    image_size: int,
+    *,
+    rngs: nnx.Rngs,
+    abstract: bool = False,
 ) -> EarVAE:
     """Build a model: the backbone with its weights as configured, head and decoder from random.
 
@@ -46,17 +51,19 @@ def create_vae(
         config: the model's settings.
         image_size: side of the square images, in pixels.
         rngs: the source of the random initialisation.
-        load_weights: False leaves the backbone random too, for a model to be filled later.
+        abstract: draw and load nothing; in place of its arrays the model has their shapes and
+            dtypes, as a file of weights may determine them.
 
     Raises:
         UserError: a setting cannot be used, or the backbone's weights are missing.
     """
     dtype = compute_dtype(config.dtype)
     size = (image_size, image_size)
-    create = partial(create_backbone, weights=config.weights) if load_weights else build_backbone
-    backbone = create(
+    backbone = create_backbone(
         config.backbone,
         image_size=size,
+        weights=config.weights,
+        abstract=abstract,
         dtype=dtype,
         rngs=rngs,
         features=config.features,
@@ -97,7 +104,8 @@ def create_vae(
         return head, decoder, pixels
 
     # Compiled as one program: one by one, the random draws take many times as long to compile.
-    head, decoder, pixels = (nnx.jit(random_parts) if load_weights else random_parts)(rngs)
+    draw = partial(nnx.eval_shape, random_parts) if abstract else nnx.jit(random_parts)
+    head, decoder, pixels = draw(rngs)
     model = EarVAE(
         LatentEncoder(backbone, head), decoder, latent_dim=config.latent_dim, pixels=pixels
     )
@@ -150,9 +158,8 @@ def load_model(run_dir: str | os.PathLike[str], checkpoint: str | int = "best") 
         UserError: not a run, or no such checkpoint in it.
     """
     run_dir, config = _last_stage(run_dir)
-    model = nnx.eval_shape(
-        lambda: create_vae(config, config.image_size, rngs=nnx.Rngs(0), load_weights=False)
-    )
+    filled = dataclasses.replace(config, weights="none")  # by the checkpoint
+    model = create_vae(filled, config.image_size, rngs=nnx.Rngs(0), abstract=True)
     skeleton, abstract = split_model(model)
     with Checkpoints(run_dir / "checkpoints", read_only=True) as checkpoints:
         step = checkpoints.find(checkpoint)

@@ -12,6 +12,7 @@ import logging
 import math
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,14 @@ from jaxear.training.interrupt import Interrupt
 from jaxear.training.lock import exclusive
 from jaxear.training.logging import MetricsLog, read_json, write_json
 from jaxear.training.meters import MeanMetrics, StepClock, TrainingBar
-from jaxear.training.program import check, create_program, resident_arrays
+from jaxear.training.program import (
+    blank_batch,
+    check,
+    create_leaves,
+    create_program,
+    resident_arrays,
+    state_shapes,
+)
 from jaxear.training.sharding import create_parallel
 from jaxear.training.state import Partition, create_state
 from jaxear.training.summary import run_facts
@@ -85,12 +93,9 @@ def train(config: TrainConfig, *, resume: bool = False, progress: bool = True) -
     logger.info("%d images to train on, %d to validate", len(ears), len(val_images))
 
     # Model and optimiser
-    program = create_program(
-        config, parallel, steps_per_epoch, images=None if resume else ears.images
-    )
-    leaves = program.leaves
-    if config.init_from is not None and not resume:
-        leaves = start_from(leaves, config)
+    program = create_program(config, parallel, steps_per_epoch)
+    resident = stays_on_device(config, len(ears) * val_images[0].nbytes)
+    constants = resident_arrays(program, ears.images if resident else None)
     eval_step = parallel.compile_eval(program.eval_step)
 
     with (
@@ -106,7 +111,23 @@ def train(config: TrainConfig, *, resume: bool = False, progress: bool = True) -
         if is_main():
             config.save(run_dir / "config.yaml")
 
+        # The step, compiled ahead of time so that its cost and its memory are known, and beside
+        # what follows, as it takes as long and needs no array
+        clock = StepClock(config.batch_size)
+
+        def compile_step() -> Any:
+            state, batch = state_shapes(program, config), blank_batch(program, config, resident)
+            with clock.compilation():
+                return parallel.compile_train(program.train_step, state, constants, batch)
+
+        compiler = ThreadPoolExecutor(1)
+        compiling = compiler.submit(compile_step)
+        compiler.shutdown(wait=False)
+
         # What lies on the devices
+        leaves = create_leaves(program, config, images=None if resume else ears.images)
+        if config.init_from is not None and not resume:
+            leaves = start_from(leaves, config)
         features = None
         if config.cache_features:
             features = prepare_features(
@@ -123,19 +144,12 @@ def train(config: TrainConfig, *, resume: bool = False, progress: bool = True) -
             del saved
         # The arrays that the model began with lie beside those of the state: let them go.
         del leaves
-        program = dataclasses.replace(program, leaves=Partition({}, {}, {}))
-        resident = stays_on_device(config, len(ears) * val_images[0].nbytes)
-        constants = parallel.put_resident(
-            resident_arrays(program, ears.images if resident else None)
-        )
+        constants = parallel.put_resident(constants)
         feed = Feed(
             batches, subject_numbers(ears.records), parallel, resident=resident, features=features
         )
 
-        # The step, compiled ahead of time so that its cost and its memory are known
-        clock = StepClock(config.batch_size)
-        with clock.compilation():
-            compiled = parallel.compile_train(program.train_step, state, constants, feed.example())
+        compiled = compiling.result()
         summary |= clock.compiled(compiled)
 
         log = MetricsLog(run_dir, resume_step=step)

@@ -37,7 +37,7 @@ from jaxear.data.records import subject_numbers
 from jaxear.training.batch import Resident, TrainBatch
 from jaxear.training.features import prepare_features
 from jaxear.training.feed import Feed
-from jaxear.training.program import create_program
+from jaxear.training.program import blank_batch, create_leaves, create_program
 from jaxear.training.sharding import create_parallel
 from jaxear.training.state import create_state
 
@@ -66,19 +66,18 @@ class Variant:
     def __init__(self, config: TrainConfig, ears: EarImages):
         self.parallel = create_parallel(config.parallel, config.batch_size, config.accumulate)
         program = create_program(config, self.parallel, 1000)
+        leaves = create_leaves(program, config)
         features = None
         if config.cache_features:
-            features = prepare_features(
-                config, program.eval_skeleton, program.leaves, ears, progress=False
-            )
-        self.state = self.parallel.put_state(create_state(program.leaves, program.optimizer))
+            features = prepare_features(config, program.eval_skeleton, leaves, ears, progress=False)
+        state = create_state(leaves, program.optimizer)
+        example = blank_batch(program, config, resident=False)
+        self.compiled = self.parallel.compile_train(program.train_step, state, Resident(), example)
+        self.state = self.parallel.put_state(state)
         batches = Batches(ears, batch_size=config.batch_size, seed=0)
         self.feed = Feed(batches, subject_numbers(ears.records), self.parallel, features=features)
         self.resident = self.parallel.put_resident(Resident())
         self.batch: TrainBatch = self.feed.example()
-        self.compiled = self.parallel.compile_train(
-            program.train_step, self.state, self.resident, self.batch
-        )
 
     def step(self, batch: TrainBatch | None = None) -> float:
         """Seconds for one step."""

@@ -15,7 +15,13 @@ from flax import nnx
 from jaxear.backbones import convnext, efficientnet, mobilenetv3, resnet, sam, vgg
 from jaxear.backbones.base import Backbone, BackboneSpec
 from jaxear.backbones.hybrid import HybridBackbone
-from jaxear.backbones.weights import check_backbone, fill, read_weights, weights_path
+from jaxear.backbones.weights import (
+    check_backbone,
+    fill,
+    read_metadata,
+    read_weights,
+    weights_path,
+)
 from jaxear.errors import UserError, WeightsNotFoundError
 
 logger = logging.getLogger(__name__)
@@ -78,6 +84,7 @@ def create_backbone(
     dtype: Any = None,
     rngs: nnx.Rngs | None = None,
     features: str | list[str] | tuple[str, ...] = "last",
+    abstract: bool = False,
     **options: Any,
 ) -> Backbone | HybridBackbone:
     """Build a backbone for images of one size and load its ported weights.
@@ -94,6 +101,7 @@ def create_backbone(
             float64 when that is the dtype (which needs jax_enable_x64).
         rngs: the source of the random initialisation; `nnx.Rngs(0)` by default.
         features: the feature map to return, "last" by default, or several for a pyramid.
+        abstract: draw and load nothing; in place of its arrays it has their shapes and dtypes.
         **options: of the family, e.g. `classifier=True` for an ImageNet encoder, `pos_embed="crop"`
             for SAM.
 
@@ -109,6 +117,7 @@ def create_backbone(
             weights=_for_all(weights),
             dtype=dtype,
             features=features,
+            abstract=abstract,
         )
         rngs = rngs or nnx.Rngs(0)
         parts = [create(n, rngs=rngs, **own) for n, own in _parts(options)]
@@ -123,6 +132,8 @@ def create_backbone(
         **options,
     )
     if weights == "none":
+        if abstract:
+            return nnx.eval_shape(build)
         logger.warning(
             "%s starts from RANDOM weights (weights='none'); nothing pretrained is in it.",
             spec.name,
@@ -131,10 +142,12 @@ def create_backbone(
         return nnx.jit(lambda rngs: build(rngs=rngs))(rngs or nnx.Rngs(0))
 
     path = _find_weights(spec, weights)
-    leaves, metadata = read_weights(path)
+    leaves, metadata = ({}, read_metadata(path)) if abstract else read_weights(path)
     check_backbone(metadata, spec.name, path)
     # What the file says of its architecture holds, unless other options are given.
     backbone = nnx.eval_shape(partial(build, **{**metadata.get("architecture", {}), **options}))
+    if abstract:
+        return backbone
     if spec.adapt is not None:
         chosen = {key: value for key, value in options.items() if key in spec.adapt_options}
         leaves = spec.adapt(leaves, backbone.encoder, **chosen)
@@ -164,24 +177,6 @@ def check_choice(
     _check_options(spec, options)
     if weights != "none":
         _find_weights(spec, weights)
-
-
-def build_backbone(
-    name: str,
-    *,
-    image_size: int | tuple[int, int] = 128,
-    dtype: Any = None,
-    rngs: nnx.Rngs | None = None,
-    features: str | list[str] | tuple[str, ...] = "last",
-    **options: Any,
-) -> Backbone | HybridBackbone:
-    """Build a backbone with random weights, to be filled; arguments as `create_backbone`'s."""
-    build = partial(_build_one, image_size=image_size, dtype=dtype, features=features)
-    rngs = rngs or nnx.Rngs(0)
-    if name == HYBRID:
-        parts = _parts(options)
-        return HybridBackbone([build(get_spec(n), rngs=rngs, **own) for n, own in parts])
-    return build(get_spec(name), rngs=rngs, **options)
 
 
 def _parts(options: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,18 @@ def read_weights(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], d
         WeightsNotFoundError: there is no such file.
         WeightsMismatchError: it is not a file that the porting scripts wrote, or it is damaged.
     """
+    with _ported_file(path) as (file, metadata):
+        return {key: file.get_tensor(key) for key in file.keys()}, metadata  # noqa: SIM118
+
+
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What a ported file says of itself; its arrays are not read. Errors as `read_weights`'s."""
+    with _ported_file(path) as (_, metadata):
+        return metadata
+
+
+@contextmanager
+def _ported_file(path: str | os.PathLike[str]) -> Iterator[tuple[Any, dict[str, Any]]]:
     path = Path(path)
     if not path.is_file():
         raise WeightsNotFoundError(f"No ported weights at {path}.")
@@ -48,7 +61,7 @@ def read_weights(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], d
                     "its metadata). Port the original checkpoint with scripts/port_sam.py or "
                     "scripts/port_timm.py first."
                 )
-            return {key: file.get_tensor(key) for key in file.keys()}, metadata  # noqa: SIM118
+            yield file, metadata
     except (SafetensorError, json.JSONDecodeError, OSError) as error:
         raise WeightsMismatchError(
             f"{path} cannot be read ({error}); port the original checkpoint again."

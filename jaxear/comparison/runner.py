@@ -40,7 +40,7 @@ from jaxear.training.batch import Resident
 from jaxear.training.feed import Feed
 from jaxear.training.lock import exclusive
 from jaxear.training.logging import read_json, write_json
-from jaxear.training.program import create_program
+from jaxear.training.program import blank_batch, create_leaves, create_program
 from jaxear.training.sharding import create_parallel
 from jaxear.training.state import create_state
 
@@ -174,11 +174,12 @@ def seconds_per_step(config: TrainConfig) -> float:
     ears = load_split(config, "train", progress=False)
     parallel = create_parallel(config.parallel, config.batch_size, config.accumulate)
     program = create_program(config, parallel, 1000)
-    state = parallel.put_state(create_state(program.leaves, program.optimizer))
+    state = create_state(create_leaves(program, config), program.optimizer)
+    example = blank_batch(program, config, resident=False)
+    compiled = parallel.compile_train(program.train_step, state, Resident(), example)
+    state, resident = parallel.put_state(state), parallel.put_resident(Resident())
     batches = Batches(ears, batch_size=config.batch_size, seed=config.seed)
     batch: Any = Feed(batches, subject_numbers(ears.records), parallel).example()
-    resident = parallel.put_resident(Resident())
-    compiled = parallel.compile_train(program.train_step, state, resident, batch)
     taken = []
     for _ in range(TIMED_STEPS + 1):
         began = time.perf_counter()

@@ -27,10 +27,11 @@ from jaxear.training.feed import Feed, create_batches, stays_on_device
 from jaxear.training.meters import StepClock, peak_bytes
 from jaxear.training.program import (
     blank_batch,
-    blank_state,
     check,
+    create_leaves,
     create_program,
     resident_arrays,
+    state_shapes,
 )
 from jaxear.training.sharding import create_parallel
 from jaxear.training.state import create_state
@@ -75,13 +76,13 @@ def n_image_bytes(ears: EarImages, config: TrainConfig) -> int:
 def step_bytes(config: TrainConfig, ears: EarImages) -> int:
     """Peak memory of the training step on each device, by XLA's account, without a step taken."""
     parallel = create_parallel(config.parallel, config.batch_size, config.accumulate)
-    program = create_program(config, parallel, len(ears) // config.batch_size, abstract=True)
+    program = create_program(config, parallel, len(ears) // config.batch_size)
     resident = stays_on_device(config, n_image_bytes(ears, config))
     compiled = parallel.compile_train(
         program.train_step,
-        parallel.put_state(blank_state(program, config)),
-        parallel.put_resident(resident_arrays(program, ears.images if resident else None)),
-        parallel.put_batch(blank_batch(program, config, resident=resident)),
+        state_shapes(program, config),
+        resident_arrays(program, ears.images if resident else None),
+        blank_batch(program, config, resident=resident),
     )
     return peak_bytes(compiled)
 
@@ -173,18 +174,20 @@ def forecast(config: TrainConfig, *, steps: int = TIMED_STEPS) -> dict[str, Any]
     parallel = create_parallel(config.parallel, config.batch_size, config.accumulate)
     batches = create_batches(config, ears)
     program = create_program(config, parallel, batches.steps_per_epoch)
-    state = create_state(program.leaves, program.optimizer, average=config.ema_decay > 0)
+    leaves = create_leaves(program, config)
+    state = create_state(leaves, program.optimizer, average=config.ema_decay > 0)
     facts = run_facts(config, state)
-    state = parallel.put_state(state)
     resident = stays_on_device(config, n_image_bytes(ears, config))
-    constants = parallel.put_resident(resident_arrays(program, ears.images if resident else None))
+    constants = resident_arrays(program, ears.images if resident else None)
     feed = Feed(batches, subject_numbers(ears.records), parallel, resident=resident)
-    blank = parallel.put_batch(blank_batch(program, config, resident=resident))
+    blank = blank_batch(program, config, resident=resident)
 
     clock = StepClock(config.batch_size)
     with clock.compilation():
         compiled = parallel.compile_train(program.train_step, state, constants, blank)
     facts |= clock.compiled(compiled)
+    state, constants = parallel.put_state(state), parallel.put_resident(constants)
+    blank = parallel.put_batch(blank)
     # Features that would be computed once and kept are not computed for this.
     source = (blank for _ in range(steps + 1))
     if not config.cache_features:

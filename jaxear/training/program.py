@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 import optax
-from flax import nnx
 
 from jaxear.backbones.registry import check_choice
 from jaxear.config import TrainConfig, validate
@@ -25,22 +24,21 @@ from jaxear.training.packing import pack_factors
 from jaxear.training.sharding import Parallel
 from jaxear.training.state import Partition, Skeleton, TrainState, create_state, split_model
 from jaxear.training.step import EvalStep, TrainStep, make_eval_step, make_train_step
-from jaxear.vae import EarVAE
 
 
 @dataclass(frozen=True)
 class Program:
-    """The parts of a run that know neither its data nor its devices.
+    """The parts of a run that know neither its data nor its devices, nor its model's arrays.
 
     Attributes:
-        leaves: the model's arrays before the first step; their shapes alone where it was asked for.
+        shapes: the shapes and dtypes of the model's arrays, which `create_leaves` makes.
         eval_skeleton: the model in evaluation mode, without its arrays.
         optimizer: what moves the parameters.
         judge: the network of the perceptual term, where it is one of its own.
         train_step, eval_step: pure functions, not compiled.
     """
 
-    leaves: Partition
+    shapes: Partition
     eval_skeleton: Skeleton
     optimizer: optax.GradientTransformation
     judge: Judge | None
@@ -63,39 +61,23 @@ def check(config: TrainConfig) -> None:
         check_choice("vgg16", image_size=size)
 
 
-def create_program(
-    config: TrainConfig,
-    parallel: Parallel,
-    steps_per_epoch: int,
-    *,
-    images: np.ndarray | None = None,
-    abstract: bool = False,
-) -> Program:
-    """Build the model and everything that trains it.
+def create_program(config: TrainConfig, parallel: Parallel, steps_per_epoch: int) -> Program:
+    """Put together everything that trains the model; no weights are drawn or loaded.
 
     Args:
         config: all settings.
         parallel: how the devices share the work.
         steps_per_epoch: the unit of warm-ups and of the schedule.
-        images: the training images, uint8 [n, H, W, 3], which a pixel path is fitted to; without
-            them it stays empty.
-        abstract: draw and load no weights, for what depends on the shapes of arrays alone.
 
     Raises:
         UserError: a setting cannot be used, or weights are missing.
     """
-
-    def create(load_weights: bool) -> EarVAE:
-        rngs = random_stream(config.seed)
-        return create_vae(config, config.image_size, rngs=rngs, load_weights=load_weights)
-
-    model = nnx.eval_shape(lambda: create(False)) if abstract else create(True)
-    if images is not None and model.pixels is not None:
-        fit_pixel_path(model.pixels, images, config)
+    rngs = random_stream(config.seed)
+    model = create_vae(config, config.image_size, rngs=rngs, abstract=True)
     model.train()
     trainable = trainable_parameters(model, config.freeze, config.image_size)
-    skeleton, leaves = split_model(model, trainable)
-    scales = pack_factors(rate_scales(model, config), leaves.trainable)
+    skeleton, shapes = split_model(model, trainable)
+    scales = pack_factors(rate_scales(model, config), shapes.trainable)
     model.eval()
     eval_skeleton, _ = split_model(model)
     schedule = create_schedule(config, steps_per_epoch)
@@ -111,20 +93,39 @@ def create_program(
         axis_name=parallel.axis_name,
     )
     return Program(
-        leaves, eval_skeleton, optimizer, judge, train_step, make_eval_step(eval_skeleton)
+        shapes, eval_skeleton, optimizer, judge, train_step, make_eval_step(eval_skeleton)
     )
 
 
-def blank_state(program: Program, config: TrainConfig) -> TrainState:
-    """A state of zeros, of the shapes that the run's has, on the host."""
-    shapes = jax.eval_shape(
+def create_leaves(
+    program: Program, config: TrainConfig, *, images: np.ndarray | None = None
+) -> Partition:
+    """The model's arrays before the first step: weights as configured, all else from random.
+
+    Args:
+        program: what was put together for these settings.
+        config: all settings.
+        images: the training images, uint8 [n, H, W, 3], which a pixel path is fitted to; without
+            them it stays empty.
+
+    Raises:
+        UserError: weights are missing, or do not fit.
+    """
+    model = create_vae(config, config.image_size, rngs=random_stream(config.seed))
+    if images is not None and model.pixels is not None:
+        fit_pixel_path(model.pixels, images, config)
+    return split_model(model, program.shapes.trainable)[1]
+
+
+def state_shapes(program: Program, config: TrainConfig) -> TrainState:
+    """The shapes and dtypes of the run's state."""
+    return jax.eval_shape(
         lambda leaves: create_state(leaves, program.optimizer, average=config.ema_decay > 0),
-        program.leaves,
+        program.shapes,
     )
-    return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
 
 
-def blank_batch(program: Program, config: TrainConfig, *, resident: bool) -> TrainBatch:
+def blank_batch(program: Program, config: TrainConfig, resident: bool) -> TrainBatch:
     """A process's share of a batch of zeros, with what the run's batches have, on the host.
 
     `resident` says that the images lie on the device, so that a batch has only their numbers.
@@ -137,7 +138,7 @@ def blank_batch(program: Program, config: TrainConfig, *, resident: bool) -> Tra
         floats = jax.ShapeDtypeStruct((n, size, size, 3), np.float32)
         shapes = jax.eval_shape(
             lambda leaves, x: program.eval_skeleton.model(*leaves).backbone(x),
-            program.leaves,
+            program.shapes,
             floats,
         )
         features = jax.tree.map(lambda map_: np.zeros(map_.shape, np.float32), shapes)

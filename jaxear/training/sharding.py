@@ -8,6 +8,7 @@ expects it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -49,7 +50,11 @@ class Parallel(Protocol):
     def compile_train(
         self, step: TrainStep, state: TrainState, resident: Resident, batch: TrainBatch
     ) -> Any:
-        """The training step compiled for arguments such as these; it writes over its state."""
+        """The training step, compiled; it writes over its state.
+
+        Of its arguments only shapes and dtypes matter here: those that they have before the methods
+        above put them onto the devices.
+        """
         ...
 
     def compile_eval(self, step: EvalStep) -> Any:
@@ -104,9 +109,16 @@ class JitParallel:
     def compile_train(
         self, step: TrainStep, state: TrainState, resident: Resident, batch: TrainBatch
     ) -> Any:
-        shardings = jax.tree.map(self.state_sharding, state)
-        jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, self._sharding()))
-        return jitted.lower(state, resident, batch).compile()
+        shardings, same = jax.tree.map(self.state_sharding, state), self._sharding()
+        jitted = jax.jit(
+            step,
+            donate_argnums=0,
+            in_shardings=(shardings, same, self._sharding(AXIS)),
+            out_shardings=(shardings, same),
+        )
+        n = jax.process_count()
+        whole = _shapes(batch, lambda shape: (n * shape[0], *shape[1:]))
+        return jitted.lower(_shapes(state), _shapes(resident), whole).compile()
 
     def compile_eval(self, step: EvalStep) -> Any:
         return jax.jit(step, out_shardings=self._sharding(AXIS))
@@ -151,7 +163,10 @@ class PmapParallel:
         self, step: TrainStep, state: TrainState, resident: Resident, batch: TrainBatch
     ) -> Any:
         mapped: Any = jax.pmap(step, axis_name=self.axis_name, donate_argnums=0)
-        return mapped.lower(state, resident, batch).compile()
+        n = jax.local_device_count()
+        copies = _shapes((state, resident), lambda shape: (n, *shape))
+        cut = _shapes(batch, lambda shape: (n, shape[0] // n, *shape[1:]))
+        return mapped.lower(*copies, cut).compile()
 
     def compile_eval(self, step: EvalStep) -> Any:
         return jax.pmap(step, axis_name=self.axis_name)
@@ -164,6 +179,11 @@ class PmapParallel:
 
     def savable(self, state: TrainState) -> TrainState:
         return jax.tree.map(lambda x: np.asarray(x[0]), state)
+
+
+def _shapes(tree: Any, change: Callable[[tuple], tuple] = tuple) -> Any:
+    """A pytree's shapes, each changed, and dtypes."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(change(np.shape(x)), x.dtype), tree)
 
 
 def _put(x: Any, sharding: NamedSharding) -> jax.Array:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxear.backbones.registry import build_backbone
+from jaxear.backbones.registry import create_backbone
 from jaxear.backbones.sam import PRESETS, SamConfig, SamEncoder
 from jaxear.backbones.weights import fill, named_leaves
 from scripts.benchmarks.timing import (
@@ -111,13 +111,13 @@ def sam_row(
 
     batch, size = images.shape[:2]
     call, cost = in_jax(sam_in_jax(plan, size, leaves), images, backward=backward)
-    # torch.compile takes a minute on a CPU, and eager bfloat16 as long as float32: not everywhere.
+    # On a CPU torch.compile takes a minute and bfloat16 as long as float32: in one batch size.
     others, notes = in_torch.variants(
         in_torch.gradient if backward else in_torch.forward,
         model.to(in_torch.place(plan)),
         in_torch.nchw(images, plan),
         plan,
-        half=batch == 8 or backward or plan.device == "gpu",
+        half=batch == 8 or plan.device == "gpu",
         compiled=batch == 8 and not plan.smoke,
     )
     contenders = {OURS: call, **others}
@@ -143,7 +143,7 @@ def timm_rows(plan: Plan) -> Iterator[Row]:
 
     size = plan.size(128, 32)
     for name in TIMM_NAMES[: 1 if plan.smoke else None]:
-        ours = nnx.eval_shape(lambda n=name: build_backbone(n, image_size=size).encoder)
+        ours = create_backbone(name, image_size=size, weights="none", abstract=True).encoder
         fill(ours, random_leaves(ours), source="random numbers")
         theirs = import_timm().create_model(name, num_classes=0).eval().to(in_torch.place(plan))
         theirs.forward = theirs.forward_features

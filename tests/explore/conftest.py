@@ -42,9 +42,7 @@ def random_leaves(config: TrainConfig) -> tuple[Skeleton, Partition]:
         fan_in = max(1, int(np.prod(leaf.shape[:-1])))
         return jnp.asarray(rng.normal(0, np.sqrt(2 / fan_in), leaf.shape), leaf.dtype)
 
-    model = nnx.eval_shape(
-        lambda: create_vae(config, config.image_size, rngs=nnx.Rngs(0), load_weights=False)
-    )
+    model = create_vae(config, config.image_size, rngs=nnx.Rngs(0), abstract=True)
     skeleton, abstract = split_model(model)
     groups = ({name: random(leaf) for name, leaf in group.items()} for group in abstract)
     return skeleton, Partition(*groups)

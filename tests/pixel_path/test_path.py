@@ -76,9 +76,7 @@ def test_codes_keep_the_spread_of_the_scores():
 
 
 def test_a_model_starts_from_its_pixel_path():
-    model = nnx.jit(lambda rngs: create_vae(CONFIG, SIZE, rngs=rngs, load_weights=False))(
-        nnx.Rngs(0)
-    )
+    model = create_vae(CONFIG, SIZE, rngs=nnx.Rngs(0))
     fit_pixel_path(model.pixels, blobs(60), CONFIG, progress=False)
     images = jnp.asarray(blobs(5, seed=2), jnp.float32) / 255
     expected = np.clip(reconstruct(model.pixels, blobs(5, seed=2)), 0, 1)
@@ -108,7 +106,7 @@ def test_training_moves_the_rest_and_not_the_path(photographs, tmp_path):
 
 def test_eigenears_in_one_pose_have_no_component_that_moves_the_ear():
     config = dataclasses.replace(CONFIG, latent_dim=8, pixel_registration=True)
-    model = create_vae(config, SIZE, rngs=nnx.Rngs(0), load_weights=False)
+    model = create_vae(config, SIZE, rngs=nnx.Rngs(0))
     assert model.n_pose == 4
     codes = np.random.default_rng(0).normal(size=(30, 8)).astype(np.float32)
     still = without_pose(model, codes)
@@ -116,7 +114,7 @@ def test_eigenears_in_one_pose_have_no_component_that_moves_the_ear():
     eigenears = EigenEars.fit_codes(model, still, n_components=4)
     np.testing.assert_allclose(eigenears.components_[:, :4], 0, atol=1e-6)
     np.testing.assert_allclose(eigenears.mean_, codes.mean(axis=0), atol=1e-6)
-    unregistered = create_vae(CONFIG, SIZE, rngs=nnx.Rngs(0), load_weights=False)
+    unregistered = create_vae(CONFIG, SIZE, rngs=nnx.Rngs(0))
     with pytest.raises(UserError, match="--pixel-registration"):
         without_pose(unregistered, codes)
 

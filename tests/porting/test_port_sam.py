@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxear.backbones import create_backbone, read_weights
+from jaxear.backbones import create_backbone, read_weights, registry
 from jaxear.backbones.sam import VIT_B, SamConfig, SamEncoder
+from jaxear.backbones.weights import named_leaves
 from porting import sam_cli
 from porting.checkpoints import read_checkpoint
 from porting.sam_torch import torch_encoder
@@ -98,6 +99,18 @@ def test_the_backbone_takes_its_architecture_from_the_file(checkpoint, out, tens
     with torch.no_grad():
         expected = model(torch.from_numpy(x.astype(np.float32).transpose(0, 3, 1, 2).copy()))
     np.testing.assert_allclose(neck, expected.permute(0, 2, 3, 1), atol=3e-5)
+
+
+def test_shapes_alone_come_from_the_file_too_and_no_array_is_read(checkpoint, out, monkeypatch):
+    assert run(checkpoint, out, "--no-verify") == 0
+    whole = create_backbone("sam", image_size=64, weights=str(out))
+    monkeypatch.setattr(registry, "read_weights", None)
+    shapes = create_backbone("sam", image_size=64, weights=str(out), abstract=True)
+    leaves, expected = named_leaves(shapes), named_leaves(whole)
+    assert all(isinstance(leaf.get_value(), jax.ShapeDtypeStruct) for leaf in leaves.values())
+    assert {n: (x.shape, x.dtype) for n, x in leaves.items()} == {
+        n: (x.shape, x.dtype) for n, x in expected.items()
+    }
 
 
 @pytest.mark.parametrize("wrapper", ["model", "state_dict", "model_state_dict"])

@@ -40,21 +40,19 @@ def losses(parallel: Parallel, config: TrainConfig) -> dict[str, list]:
     scales = pack_factors(rate_scales(model, config), leaves.trainable)
     schedule = create_schedule(config, STEPS)
     optimizer = create_optimizer(config, schedule, scales)
-    state = parallel.put_state(create_state(leaves, optimizer, average=config.ema_decay > 0))
+    state = create_state(leaves, optimizer, average=config.ema_decay > 0)
     step = make_train_step(
         config, skeleton, optimizer, schedule, STEPS, axis_name=parallel.axis_name
     )
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (STEPS, config.batch_size, 32, 32, 3), dtype=np.uint8)
     places = np.arange(config.batch_size, dtype=np.int32)
-    resident = parallel.put_resident(Resident())
-    batches = [
-        parallel.put_batch(TrainBatch(places, places, places // 2, batch)) for batch in images
-    ]
-    compiled = parallel.compile_train(step, state, resident, batches[0])
+    batches = [TrainBatch(places, places, places // 2, batch) for batch in images]
+    compiled = parallel.compile_train(step, state, Resident(), batches[0])
+    state, resident = parallel.put_state(state), parallel.put_resident(Resident())
     found = []
     for batch in batches:
-        state, metrics = compiled(state, resident, batch)
+        state, metrics = compiled(state, resident, parallel.put_batch(batch))
         found.append(parallel.scalars(metrics)["loss"])
     evaluate = parallel.compile_eval(make_eval_step(skeleton))
     scores, _ = parallel.collect(evaluate(state, parallel.put_batch(images[0])))

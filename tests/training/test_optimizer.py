@@ -31,7 +31,7 @@ CONFIG = TrainConfig(
 
 
 def scales(config: TrainConfig) -> dict[str, float]:
-    model = nnx.eval_shape(lambda: create_vae(config, 32, rngs=nnx.Rngs(0), load_weights=False))
+    model = create_vae(config, 32, rngs=nnx.Rngs(0), abstract=True)
     return rate_scales(model, config)
 
 

@@ -39,6 +39,7 @@ TOLERANCE = 1e-4
 DEPTHS = (1, 1, 2, 1)  # of the backbone's stages
 CONFIG = TrainConfig(
     backbone="resnet50",
+    weights="none",
     image_size=64,
     dtype="float32",
     latent_dim=16,
@@ -111,9 +112,7 @@ def ours(_one_thread, _fewer_blocks) -> Ours:
 
 def random_model() -> tuple[Skeleton, Partition]:
     """The autoencoder with no number as it was initialised."""
-    skeleton, leaves = split_model(
-        nnx.eval_shape(lambda: create_vae(CONFIG, 64, rngs=nnx.Rngs(0), load_weights=False))
-    )
+    skeleton, leaves = split_model(create_vae(CONFIG, 64, rngs=nnx.Rngs(0), abstract=True))
     prefix = torch_vae.BACKBONE
     shapes = {
         name.removeprefix(prefix): value.shape

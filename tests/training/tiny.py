@@ -64,7 +64,11 @@ def quick_compilation() -> Iterator[None]:
         return step
 
     def compiled_once(self: JitParallel, step: Any, *arguments: Any) -> Any:
-        key = self, getattr(step, "made_from", step), str(jax.tree.map(jax.typeof, arguments))
+        key = (
+            self,
+            getattr(step, "made_from", step),
+            str(jax.tree.map(lambda x: (x.shape, x.dtype), arguments)),
+        )
         if key not in _programs:
             _programs[key] = compile_train(self, step, *arguments)
         return _programs[key]
