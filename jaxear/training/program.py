@@ -62,7 +62,7 @@ def check(config: TrainConfig) -> None:
 
 
 def create_program(config: TrainConfig, parallel: Parallel, steps_per_epoch: int) -> Program:
-    """Put together everything that trains the model; no weights are drawn or loaded.
+    """Put together everything that trains the model; of its own arrays none is drawn or loaded.
 
     Args:
         config: all settings.
