@@ -39,11 +39,7 @@ def compute_dtype(name: str) -> Any:
 
 
 def create_vae(
-    config: ModelConfig,
-    image_size: int,
-    *,
-    rngs: nnx.Rngs,
-    abstract: bool = False,
+    config: ModelConfig, image_size: int, *, rngs: nnx.Rngs, abstract: bool = False
 ) -> EarVAE:
     """Build a model: the backbone with its weights as configured, head and decoder from random.
 

@@ -42,12 +42,11 @@ from jaxear.training.lock import exclusive
 from jaxear.training.logging import MetricsLog, read_json, write_json
 from jaxear.training.meters import MeanMetrics, StepClock, TrainingBar
 from jaxear.training.program import (
-    blank_batch,
     check,
+    compile_step,
     create_leaves,
     create_program,
     resident_arrays,
-    state_shapes,
 )
 from jaxear.training.sharding import create_parallel
 from jaxear.training.state import Partition, create_state
@@ -115,13 +114,12 @@ def train(config: TrainConfig, *, resume: bool = False, progress: bool = True) -
         # what follows, as it takes as long and needs no array
         clock = StepClock(config.batch_size)
 
-        def compile_step() -> Any:
-            state, batch = state_shapes(program, config), blank_batch(program, config, resident)
+        def compile_timed() -> Any:
             with clock.compilation():
-                return parallel.compile_train(program.train_step, state, constants, batch)
+                return compile_step(program, config, parallel, constants)
 
         compiler = ThreadPoolExecutor(1)
-        compiling = compiler.submit(compile_step)
+        compiling = compiler.submit(compile_timed)
         compiler.shutdown(wait=False)
 
         # What lies on the devices

@@ -37,7 +37,7 @@ from jaxear.data.records import subject_numbers
 from jaxear.training.batch import Resident, TrainBatch
 from jaxear.training.features import prepare_features
 from jaxear.training.feed import Feed
-from jaxear.training.program import blank_batch, create_leaves, create_program
+from jaxear.training.program import compile_step, create_leaves, create_program
 from jaxear.training.sharding import create_parallel
 from jaxear.training.state import create_state
 
@@ -70,14 +70,13 @@ class Variant:
         features = None
         if config.cache_features:
             features = prepare_features(config, program.eval_skeleton, leaves, ears, progress=False)
-        state = create_state(leaves, program.optimizer)
-        example = blank_batch(program, config, resident=False)
-        self.compiled = self.parallel.compile_train(program.train_step, state, Resident(), example)
+        self.compiled = compile_step(program, config, self.parallel, Resident())
+        state = create_state(leaves, program.optimizer, average=config.ema_decay > 0)
         self.state = self.parallel.put_state(state)
         batches = Batches(ears, batch_size=config.batch_size, seed=0)
         self.feed = Feed(batches, subject_numbers(ears.records), self.parallel, features=features)
         self.resident = self.parallel.put_resident(Resident())
-        self.batch: TrainBatch = self.feed.example()
+        self.batch: TrainBatch = next(self.feed.iterate(0, 1))
 
     def step(self, batch: TrainBatch | None = None) -> float:
         """Seconds for one step."""

@@ -142,12 +142,13 @@ def create_backbone(
         return nnx.jit(lambda rngs: build(rngs=rngs))(rngs or nnx.Rngs(0))
 
     path = _find_weights(spec, weights)
-    leaves, metadata = ({}, read_metadata(path)) if abstract else read_weights(path)
+    metadata = read_metadata(path)
     check_backbone(metadata, spec.name, path)
     # What the file says of its architecture holds, unless other options are given.
     backbone = nnx.eval_shape(partial(build, **{**metadata.get("architecture", {}), **options}))
     if abstract:
         return backbone
+    leaves, _ = read_weights(path)
     if spec.adapt is not None:
         chosen = {key: value for key, value in options.items() if key in spec.adapt_options}
         leaves = spec.adapt(leaves, backbone.encoder, **chosen)

@@ -40,7 +40,7 @@ from jaxear.training.batch import Resident
 from jaxear.training.feed import Feed
 from jaxear.training.lock import exclusive
 from jaxear.training.logging import read_json, write_json
-from jaxear.training.program import blank_batch, create_leaves, create_program
+from jaxear.training.program import compile_step, create_leaves, create_program
 from jaxear.training.sharding import create_parallel
 from jaxear.training.state import create_state
 
@@ -174,12 +174,12 @@ def seconds_per_step(config: TrainConfig) -> float:
     ears = load_split(config, "train", progress=False)
     parallel = create_parallel(config.parallel, config.batch_size, config.accumulate)
     program = create_program(config, parallel, 1000)
-    state = create_state(create_leaves(program, config), program.optimizer)
-    example = blank_batch(program, config, resident=False)
-    compiled = parallel.compile_train(program.train_step, state, Resident(), example)
+    compiled = compile_step(program, config, parallel, Resident())
+    leaves = create_leaves(program, config)
+    state = create_state(leaves, program.optimizer, average=config.ema_decay > 0)
     state, resident = parallel.put_state(state), parallel.put_resident(Resident())
     batches = Batches(ears, batch_size=config.batch_size, seed=config.seed)
-    batch: Any = Feed(batches, subject_numbers(ears.records), parallel).example()
+    batch: Any = next(Feed(batches, subject_numbers(ears.records), parallel).iterate(0, 1))
     taken = []
     for _ in range(TIMED_STEPS + 1):
         began = time.perf_counter()

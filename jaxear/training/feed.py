@@ -80,10 +80,6 @@ class Feed:
         waited, self._waited = self._waited, 0.0
         return waited
 
-    def example(self) -> TrainBatch:
-        """A batch to compile for."""
-        return self._parallel.put_batch(next(self._host_batches(0, 1)))
-
     def _host_batches(self, step: int, stop: int) -> Iterator[TrainBatch]:
         if self._resident or self._features is not None:
             size = self._batches.batch_size

@@ -28,10 +28,10 @@ from jaxear.training.meters import StepClock, peak_bytes
 from jaxear.training.program import (
     blank_batch,
     check,
+    compile_step,
     create_leaves,
     create_program,
     resident_arrays,
-    state_shapes,
 )
 from jaxear.training.sharding import create_parallel
 from jaxear.training.state import create_state
@@ -78,12 +78,8 @@ def step_bytes(config: TrainConfig, ears: EarImages) -> int:
     parallel = create_parallel(config.parallel, config.batch_size, config.accumulate)
     program = create_program(config, parallel, len(ears) // config.batch_size)
     resident = stays_on_device(config, n_image_bytes(ears, config))
-    compiled = parallel.compile_train(
-        program.train_step,
-        state_shapes(program, config),
-        resident_arrays(program, ears.images if resident else None),
-        blank_batch(program, config, resident=resident),
-    )
+    constants = resident_arrays(program, ears.images if resident else None)
+    compiled = compile_step(program, config, parallel, constants)
     return peak_bytes(compiled)
 
 
@@ -180,14 +176,13 @@ def forecast(config: TrainConfig, *, steps: int = TIMED_STEPS) -> dict[str, Any]
     resident = stays_on_device(config, n_image_bytes(ears, config))
     constants = resident_arrays(program, ears.images if resident else None)
     feed = Feed(batches, subject_numbers(ears.records), parallel, resident=resident)
-    blank = blank_batch(program, config, resident=resident)
 
     clock = StepClock(config.batch_size)
     with clock.compilation():
-        compiled = parallel.compile_train(program.train_step, state, constants, blank)
+        compiled = compile_step(program, config, parallel, constants)
     facts |= clock.compiled(compiled)
     state, constants = parallel.put_state(state), parallel.put_resident(constants)
-    blank = parallel.put_batch(blank)
+    blank = parallel.put_batch(blank_batch(program, config, resident=resident))
     # Features that would be computed once and kept are not computed for this.
     source = (blank for _ in range(steps + 1))
     if not config.cache_features:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import numpy as np
@@ -117,7 +118,7 @@ def create_leaves(
     return split_model(model, program.shapes.trainable)[1]
 
 
-def state_shapes(program: Program, config: TrainConfig) -> TrainState:
+def _state_shapes(program: Program, config: TrainConfig) -> TrainState:
     """The shapes and dtypes of the run's state."""
     return jax.eval_shape(
         lambda leaves: create_state(leaves, program.optimizer, average=config.ema_decay > 0),
@@ -125,7 +126,7 @@ def state_shapes(program: Program, config: TrainConfig) -> TrainState:
     )
 
 
-def blank_batch(program: Program, config: TrainConfig, resident: bool) -> TrainBatch:
+def blank_batch(program: Program, config: TrainConfig, *, resident: bool) -> TrainBatch:
     """A process's share of a batch of zeros, with what the run's batches have, on the host.
 
     `resident` says that the images lie on the device, so that a batch has only their numbers.
@@ -143,6 +144,16 @@ def blank_batch(program: Program, config: TrainConfig, resident: bool) -> TrainB
         )
         features = jax.tree.map(lambda map_: np.zeros(map_.shape, np.float32), shapes)
     return TrainBatch(rows, np.arange(n, dtype=np.int32), rows, images, features)
+
+
+def compile_step(
+    program: Program, config: TrainConfig, parallel: Parallel, constants: Resident
+) -> Any:
+    """The training step, compiled for a run; of what stays on the devices shapes alone matter."""
+    batch = blank_batch(program, config, resident=constants.images is not None)
+    return parallel.compile_train(
+        program.train_step, _state_shapes(program, config), constants, batch
+    )
 
 
 def resident_arrays(program: Program, images: np.ndarray | None) -> Resident:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import re
 from collections import Counter, defaultdict
 from html.parser import HTMLParser
@@ -15,12 +16,14 @@ import pytest
 from rich.console import Console
 
 from jaxear.compare import main, print_quality
+from jaxear.comparison import runner
 from jaxear.comparison.claims import SUPPORTED
 from jaxear.comparison.measurement import MEASURES
 from jaxear.comparison.report import build_report
 from jaxear.comparison.results import Line, Results, read_results
 from jaxear.comparison.writing import write_reports
 from tests.comparison.conftest import SHA256, Happening
+from tests.training.tiny import quick_compilation, tiny
 
 PRETRAINED = "sam_vit_b-pretrained-fine-tuned"
 SCRATCH = "sam_vit_b-from-scratch-fine-tuned"
@@ -374,3 +377,9 @@ def test_the_anatomy_of_synthetic_ears_is_shown_with_its_error(study: Happening)
     claim = next(c for c in report["claims"] if c["key"] == "sam_anatomy_pc1")
     assert (claim["effect"], claim["verdict"]) == (0.4, "refuted")
     assert MEASURES["anatomy"].title in report["definitions"]["anatomy"]
+
+
+def test_a_step_is_timed_with_all_that_a_run_carries(photographs, tmp_path):
+    config = tiny(photographs, tmp_path / "run", ema_decay=0.9)
+    with quick_compilation():
+        assert 0 < runner.seconds_per_step(config) < math.inf
