@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -51,10 +52,11 @@ class Checkpoints:
         self._last_save = time.monotonic()
         if read_only and not self.folder.is_dir():
             raise UserError(f"There are no checkpoints in {folder}; was the run ever started?")
+        if not read_only and jax.process_index() == 0:
+            _remove_unfinished(self.folder)
         options = ocp.CheckpointManagerOptions(
             read_only=read_only,
             create=not read_only,
-            cleanup_tmp_directories=not read_only,
             preservation_policy=checkpoint_managers.AnyPreservationPolicy(
                 [
                     checkpoint_managers.LatestN(2),
@@ -240,6 +242,19 @@ class Checkpoints:
             expected = self._fingerprints(step)
         self._verify(step, _flat(restored), expected)
         return {name: leaf for group in restored.values() for name, leaf in group.items()}
+
+
+def _remove_unfinished(folder: Path, seconds: float = 10.0) -> None:
+    """Remove what saves that never ended have left.
+
+    Orbax's own removal gives up where a file appears meanwhile: where the disk was full, the save
+    ends with the first array that does not fit, and others of it are still being written.
+    """
+    until = time.monotonic() + seconds
+    for unfinished in folder.glob(f"*{ocp.step.TMP_DIR_SUFFIX}"):
+        while unfinished.exists():
+            shutil.rmtree(unfinished, ignore_errors=time.monotonic() < until)
+            time.sleep(0.01)
 
 
 def _alone() -> ocp.options.MultiprocessingOptions:

@@ -5,6 +5,9 @@ import os
 import resource
 import shutil
 import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import jax
@@ -125,6 +128,26 @@ def test_what_a_killed_save_leaves_is_no_checkpoint(run, finished):
     assert steps(run)[-1] == last
     assert not half.exists()
     assert_same_end(run, finished)
+
+
+def test_what_a_failed_save_still_writes_does_not_stop_the_next(run, finished):
+    """Its first array has failed, and others are not written yet."""
+    half = run / "checkpoints" / f"{steps(run)[-1] + 1}.orbax-checkpoint-tmp" / "state"
+    half.mkdir(parents=True)
+    ends = time.monotonic() + 1
+
+    def write():
+        while time.monotonic() < ends and half.is_dir():
+            with suppress(FileNotFoundError):
+                (half / str(time.monotonic_ns())).touch()
+
+    with ThreadPoolExecutor(4) as pool:
+        writers = [pool.submit(write) for _ in range(4)]
+        with Checkpoints(run / "checkpoints") as checkpoints:
+            assert not half.parent.exists()
+            assert checkpoints.steps() == steps(finished)
+        for writer in writers:
+            writer.result()
 
 
 def test_fingerprints_see_every_changed_bit():
