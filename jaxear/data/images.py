@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import io
 import math
+import os
 import stat
 import struct
 from functools import lru_cache
@@ -79,16 +80,25 @@ def read_file(path: str | Path) -> bytes:
     """What a file of at most `MAX_BYTES` holds; raises `ImageError` where that cannot be read."""
     path = Path(path)
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise ImageError("there is no such file", path)
-        if status.st_size == 0:
-            raise ImageError("the file is empty", path)
-        if status.st_size > MAX_BYTES:
-            raise ImageError(
-                f"{status.st_size / 1e6:.0f} megabytes, over the limit of {MAX_BYTES / 1e6:g}", path
-            )
-        return path.read_bytes()
+        # Not to wait for a writer, where it is a pipe.
+        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            status = os.fstat(file)
+            if not stat.S_ISREG(status.st_mode):
+                raise ImageError("there is no such file", path)
+            if status.st_size == 0:
+                raise ImageError("the file is empty", path)
+            if status.st_size > MAX_BYTES:
+                raise ImageError(
+                    f"{status.st_size / 1e6:.0f} megabytes, over the limit of {MAX_BYTES / 1e6:g}",
+                    path,
+                )
+            content = os.read(file, status.st_size)
+        finally:
+            os.close(file)
+        if len(content) < status.st_size:
+            raise ImageError("the file became shorter while it was read", path)
+        return content
     except (FileNotFoundError, NotADirectoryError):
         raise ImageError("there is no such file", path) from None
     except OSError as error:
@@ -151,8 +161,7 @@ def _decode_plain_jpeg(content: bytes, max_pixels: int, enough: int | None) -> n
 
     Pillow has to turn the picture, convert its colours, decode it smaller, or say what is wrong.
     """
-    # 0xFFE1 begins EXIF and XMP, which may tell the orientation; it is never in a JPEG's pixels.
-    if not content.startswith(b"\xff\xd8\xff") or b"\xff\xe1" in content:
+    if not content.startswith(b"\xff\xd8") or _may_tell_orientation(content):
         return None
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(content)
@@ -165,6 +174,19 @@ def _decode_plain_jpeg(content: bytes, max_pixels: int, enough: int | None) -> n
         return _three(simplejpeg.decode_jpeg(content, "GRAY"))
     except ValueError:
         return None
+
+
+def _may_tell_orientation(content: bytes) -> bool:
+    """Whether a JPEG has EXIF or XMP (APP1, 0xFFE1) before its pixels (0xFFDA), or is damaged.
+
+    Python's search for two bytes in the whole file takes four times as long.
+    """
+    at = 2
+    while content[at : at + 2] != b"\xff\xda":
+        if content[at : at + 1] != b"\xff" or content[at + 1 : at + 2] in (b"", b"\xe1", b"\xff"):
+            return True
+        at += 2 + int.from_bytes(content[at + 2 : at + 4], "big")
+    return False
 
 
 def _three(grey: np.ndarray) -> np.ndarray:
@@ -327,7 +349,10 @@ def _resize(image: np.ndarray, width: int, height: int) -> np.ndarray:
 
 def mirror(image: np.ndarray) -> np.ndarray:
     """`image` [H, W, 3] with left and right exchanged."""
-    return np.ascontiguousarray(image[:, ::-1])
+    mirrored = np.empty(image.shape, image.dtype)
+    for channel in range(image.shape[2]):  # five times as fast as all at once
+        mirrored[..., channel] = image[:, ::-1, channel]
+    return mirrored
 
 
 def prepare_image(

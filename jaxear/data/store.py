@@ -321,7 +321,7 @@ def _entry(record: Record, root: Path) -> Entry:
     except OSError:
         size = mtime_ns = None  # what is wrong, decoding will tell
     return {
-        "path": Path(os.path.relpath(record.path, root)).as_posix(),
+        "path": os.path.relpath(record.path, root),
         "subject": record.subject,
         "side": record.side,
         "box": None if record.box is None else list(record.box),

@@ -181,7 +181,28 @@ def test_xmp_orientation_is_applied_to_jpeg(tmp_path):
     )
 
 
+def test_exif_behind_another_segment_is_found(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    path = save(STORED[3](corner_picture()), tmp_path / "x.jpg", exif=exif)
+    content = path.read_bytes()
+    thumbnail = b"\xff\xd8\xff\xda as if the pixels began"
+    segment = b"\xff\xe2" + struct.pack(">H", 2 + len(thumbnail)) + thumbnail
+    path.write_bytes(content[:2] + segment + content[2:])
+    assert (
+        np.abs(decode(path)[10::20, 15::30].astype(int) - corner_picture()[10::20, 15::30]).max()
+        < 30
+    )
+
+
 # Files that are no picture, or not a whole one
+
+
+def test_a_file_that_shrinks_while_it_is_read_is_refused(tmp_path, monkeypatch):
+    path = save(corner_picture(), tmp_path / "x.jpg")
+    read = os.read
+    monkeypatch.setattr(images.os, "read", lambda file, size: read(file, size - 1))
+    assert reason(path) == "the file became shorter while it was read"
 
 
 def test_a_file_that_is_too_large_is_not_read(tmp_path):
