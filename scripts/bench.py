@@ -4,7 +4,7 @@
     python scripts/bench.py --rows sam,vae --out speed.json
     python scripts/bench.py --device gpu --out gpu.json
 
-What is compared takes turns, so that whatever else the machine does meets all alike: five turns at
+What is compared takes turns, so that whatever else the machine does meets all alike: three turns at
 least, fifteen where they are quick. Figures are medians with the lowest and the highest; ratios say
 how many times as fast jaxear is, turn by turn. Weights are random, which costs the same; outputs
 are compared where both sides have the same weights. Rows whose libraries are missing say so.
@@ -26,6 +26,7 @@ import argparse
 import json
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from importlib import import_module
@@ -34,6 +35,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from jaxear.compilation_cache import keep_compiled_programs
 from jaxear.process_memory import restart_to_keep_memory
 
 # In this order, so that what comes last suffers where time runs out; on a GPU it is FIRST_ON_GPU.
@@ -60,7 +62,7 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
     parser.add_argument("--rows", default=",".join(GROUPS), help="which, by commas (default: all)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of each (default: 2)")
-    parser.add_argument("--turns", type=int, default=5, help="at least (default: 5)")
+    parser.add_argument("--turns", type=int, default=3, help="at least (default: 3)")
     parser.add_argument(
         "--minutes", type=float, help="begin no row after this (default: 14; on a GPU 7)"
     )
@@ -80,7 +82,9 @@ def main() -> None:
 
     from rich.console import Console
 
-    report = run(arguments, names, arguments.minutes or MINUTES[arguments.device])
+    with tempfile.TemporaryDirectory() as compiled:
+        keep_compiled_programs(compiled)  # what a dry run has compiled, a run need not again
+        report = run(arguments, names, arguments.minutes or MINUTES[arguments.device])
     Console(width=None if sys.stdout.isatty() else 130).print(as_table(report))
     if arguments.out:
         arguments.out.write_text(json.dumps(report, indent=2) + "\n")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import subprocess
 import sys
@@ -14,9 +13,8 @@ from typing import Any
 
 from jaxear.config import TrainConfig
 from jaxear.data.pipeline import Batches, load_split
-from porting.checkpoints import write_weights
 from scripts.bench_data import decode_all, jpeg, pattern
-from scripts.benchmarks.networks import random_leaves, sam_config, sam_shapes
+from scripts.benchmarks.networks import write_sam
 from scripts.benchmarks.timing import OURS, Plan, Row, alternate
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -115,13 +113,8 @@ def start_rows(plan: Plan) -> Iterator[Row]:
     """From the command to its first step, with nothing compiled before, and again."""
     with tempfile.TemporaryDirectory() as folder:
         photographs(Path(folder, "ears"), 64)
-        # As ported from Meta's checkpoint, but for the numbers.
-        write_weights(
-            Path(folder, "sam_vit_b.safetensors"),
-            random_leaves(sam_shapes(plan, plan.size(1024, 128))),
-            {"backbone": "sam_vit_b", "architecture": dataclasses.asdict(sam_config(plan))},
-        )
-        for name, times in (("cold", 1), ("warm", plan.size(plan.turns, 1))):
+        write_sam(plan, folder, plan.size(1024, 128))
+        for name, times in (("cold", 1), ("warm", plan.size(3, 1))):
             seconds = [first_step(plan, folder) for _ in range(times)]
             yield Row(f"first step of `jaxear train`, {name}", {OURS: seconds})
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,6 +15,7 @@ from flax import nnx
 from jaxear.backbones.registry import create_backbone
 from jaxear.backbones.sam import PRESETS, SamConfig, SamEncoder
 from jaxear.backbones.weights import fill, named_leaves
+from porting.checkpoints import write_weights
 from scripts.benchmarks.timing import (
     OURS,
     Plan,
@@ -74,6 +77,14 @@ def sam_in_jax(plan: Plan, size: int, leaves: Leaves, dtype: Any = jnp.float32) 
     encoder = sam_shapes(plan, size, dtype)
     fill(encoder, leaves, source="random numbers")
     return encoder
+
+
+def write_sam(plan: Plan, folder: str, size: int) -> str:
+    """SAM's encoder as ported from Meta's checkpoint, but for the numbers; the file's path."""
+    path = Path(folder, "sam_vit_b.safetensors")
+    facts = {"backbone": "sam_vit_b", "architecture": dataclasses.asdict(sam_config(plan))}
+    write_weights(path, random_leaves(sam_shapes(plan, size)), facts)
+    return str(path)
 
 
 def sam_in_torch(plan: Plan, size: int, leaves: Leaves | None = None) -> Any:

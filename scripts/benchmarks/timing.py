@@ -32,7 +32,7 @@ class Plan:
     threads: int = 2
     turns: int = 3
     most_turns: int = 15
-    seconds: float = 6.0
+    seconds: float = 4.0
     smoke: bool = False
 
     def size(self, wanted: int, tiny: int) -> int:

@@ -16,7 +16,7 @@ from jaxear.data.dataset import EarImages
 from jaxear.data.records import Record
 from jaxear.training.forecast import forecast, step_bytes
 from scripts.bench_training import Variant
-from scripts.benchmarks.networks import SMOKE_SAM, sam_in_torch
+from scripts.benchmarks.networks import SMOKE_SAM, sam_in_torch, write_sam
 from scripts.benchmarks.timing import OURS, Plan, Row, alternate, cost_of, random_images
 
 
@@ -28,6 +28,11 @@ def settings(plan: Plan, **changes: Any) -> TrainConfig:
         tiny = {"image_size": 32, "latent_dim": 8, "head_width": 64, "decoder_channels": (16, 8)}
         config = dataclasses.replace(config, backbone_options=options, **tiny)
     return dataclasses.replace(config, **changes)
+
+
+def sam_file(plan: Plan, folder: str) -> str:
+    """A file of weights for `settings`: to read it takes a second, to draw them a dozen."""
+    return write_sam(plan, folder, settings(plan).image_size)
 
 
 def noise_ears(config: TrainConfig) -> EarImages:
@@ -43,14 +48,15 @@ def vae_rows(plan: Plan) -> Iterator[Row]:
     from scripts.benchmarks import in_torch
 
     batch = plan.size(16, 4)
-    config = settings(plan, batch_size=batch)
-    variant = Variant(config, noise_ears(config))
-    contenders: dict[str, Callable[[], Any]] = {OURS: variant.step}
+    with tempfile.TemporaryDirectory() as folder:
+        config = settings(plan, batch_size=batch, weights=sam_file(plan, folder))
+        variant = Variant(config, noise_ears(config))
+        contenders: dict[str, Callable[[], Any]] = {OURS: variant.step}
+        if plan.device == "gpu":
+            half = dataclasses.replace(config, dtype="bfloat16")
+            contenders["jaxear bf16"] = Variant(half, noise_ears(half)).step
     contenders["torch"] = torch_step(plan, config)
     facts = cost_of(variant.compiled)
-    if plan.device == "gpu":
-        half = dataclasses.replace(config, dtype="bfloat16")
-        contenders["jaxear bf16"] = Variant(half, noise_ears(half)).step
     row = Row("VAE step, SAM fine-tuned, b16", alternate(plan, contenders), batch, facts)
     yield row
 
@@ -112,6 +118,7 @@ def epoch_rows(plan: Plan) -> Iterator[Row]:
             demo_ears=17_000 if gpu else 64,
             batch_size=256 if gpu else 8,
             dtype="auto",
+            weights=sam_file(plan, folder),
             val_fraction=0.02 if gpu else 0.1,
             epochs=2,
             out=str(Path(folder, "run")),
