@@ -16,8 +16,8 @@ are compared where both sides have the same weights. Rows whose libraries are mi
     pca      principal components against scikit-learn
     data     batches against torch's DataLoader with Pillow; preparation against decoding alone
     start    from the command to its first step, with a cold and a warm compilation cache
-    epoch    an epoch of `jaxear train` on synthetic ears, and what --dry-run said of it before
     parity   SAM's numbers on this device, in float32 with and without TF32, and bfloat16
+    epoch    an epoch of `jaxear train` on synthetic ears, and what --dry-run said of it before
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ GROUPS = {
     "timm": "networks.timm_rows",
     "pca": "inputs.pca_rows",
     "data": "inputs.data_rows",
-    "epoch": "training.epoch_rows",
     "parity": "networks.parity_rows",
+    "epoch": "training.epoch_rows",
 }
 FIRST_ON_GPU = ("sam", "vae", "parity", "epoch")
 # The last row that is begun may take a minute.
@@ -143,7 +143,7 @@ def _until(
             if row is None:
                 return
             yield row
-        yield missing("no time was left; see --minutes")
+        yield missing("no time was left for more; see --minutes")
     except (ImportError, UserError) as error:
         yield missing(str(error))
     except (MemoryError, RuntimeError) as error:  # what XLA and torch raise, too, without memory
