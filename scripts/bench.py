@@ -9,6 +9,10 @@ least, fifteen where they are quick. Figures are medians with the lowest and the
 how many times as fast jaxear is, turn by turn. Weights are random, which costs the same; outputs
 are compared where both sides have the same weights. Rows whose libraries are missing say so.
 
+torch runs in a process of its own, with memory as any Python program has it; jaxear with memory
+kept, as its commands do. --torch-keeps-memory gives torch the same, and GLIBC_TUNABLES= in front of
+the command takes it from jaxear.
+
     sam      SAM ViT-B's encoder against Meta's code: eager, torch.compile, bfloat16
     timm     ResNet-50, ConvNeXt, EfficientNet-B3, MobileNetV3 against timm
     vae      the training step against its re-statement in torch; the first system's 1024x1024
@@ -66,6 +70,11 @@ def main() -> None:
     parser.add_argument(
         "--minutes", type=float, help="begin no row after this (default: 14; on a GPU 7)"
     )
+    parser.add_argument(
+        "--torch-keeps-memory",
+        action="store_true",
+        help="give torch, too, the settings of malloc that jaxear's commands start with",
+    )
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that rows run")
     parser.add_argument("--out", type=Path, help="write all figures to this JSON file")
     arguments = parser.parse_args()
@@ -98,7 +107,13 @@ def run(arguments: argparse.Namespace, names: list[str], minutes: float) -> dict
     from jaxear.training.summary import versions
     from scripts.benchmarks.timing import Plan, Row, matmul_peak
 
-    plan = Plan(arguments.device, arguments.threads, arguments.turns, smoke=arguments.smoke)
+    plan = Plan(
+        arguments.device,
+        arguments.threads,
+        arguments.turns,
+        torch_keeps_memory=arguments.torch_keeps_memory,
+        smoke=arguments.smoke,
+    )
     order = sorted(GROUPS, key=lambda name: plan.device == "gpu" and name not in FIRST_ON_GPU)
     began = time.perf_counter()
     dtypes = (jnp.float32, jnp.bfloat16) if arguments.device == "gpu" else (jnp.float32,)
@@ -216,5 +231,5 @@ def _milliseconds(seconds: list[float]) -> str:
 
 
 if __name__ == "__main__":
-    restart_to_keep_memory()  # for all that are compared
+    restart_to_keep_memory()
     main()

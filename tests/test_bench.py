@@ -1,11 +1,16 @@
 import io
+import os
 import time
 from importlib import import_module
+from importlib.util import find_spec
 
+import pytest
 from rich.console import Console
 
 from scripts.bench import GROUPS, _until, as_table
-from scripts.benchmarks.timing import Plan, Row, alternate
+from scripts.benchmarks.networks import random_leaves, sam_in_jax, sam_shapes
+from scripts.benchmarks.timing import Plan, Row, alternate, largest_difference, random_images
+from scripts.benchmarks.torch_process import torch_process
 
 
 def test_contenders_take_turns_after_a_warm_up_each():
@@ -39,6 +44,25 @@ def test_what_is_missing_or_too_late_says_so():
     assert (first.name, second.missing) == ("first", "No module named 'torch'")
     (late,) = until(time.perf_counter() - 1)
     assert "--minutes" in late.missing
+
+
+def test_torch_runs_in_a_process_of_its_own():
+    plan = Plan(smoke=True)
+    settings = dict(os.environ)
+    torch = torch_process(plan)
+    assert dict(os.environ) == settings
+    if find_spec("torch") is None:
+        with pytest.raises(ImportError, match="torch"):
+            torch.make("sam", plan, 32, 2, False)
+        return
+    contenders, notes = torch.make("sam", plan, 32, 2, False)
+    assert not notes
+    ours = sam_in_jax(plan, 32, random_leaves(sam_shapes(plan, 32)))(random_images(2, 32))
+    assert largest_difference(ours, contenders.pop("output")()) < 1e-5
+    assert list(contenders) == ["torch"]
+    assert contenders["torch"]() is None
+    with pytest.raises(RuntimeError, match=r"torch: AttributeError.*no_such_thing"):
+        torch.make("no_such_thing")
 
 
 def test_the_table_shows_ratios_and_what_is_missing():

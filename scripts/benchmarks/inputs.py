@@ -16,6 +16,7 @@ from jaxear.data.pipeline import Batches, load_split
 from scripts.bench_data import decode_all, jpeg, pattern
 from scripts.benchmarks.networks import write_sam
 from scripts.benchmarks.timing import OURS, Plan, Row, alternate
+from scripts.benchmarks.torch_process import torch_process
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -59,13 +60,9 @@ def data_rows(plan: Plan) -> Iterator[Row]:
         contenders = {OURS: lambda: _consume(batches.iterate(0, batches.steps_per_epoch))}
         missing = {}
         try:
-            from scripts.benchmarks.in_torch import photograph_loader
-
-            loader = photograph_loader(paths, batch, plan.threads)
+            contenders |= torch_process(plan).make("loader", plan, paths, batch)[0]
         except ImportError as error:
             missing["torch DataLoader"] = str(error)
-        else:
-            contenders["torch DataLoader"] = lambda: _consume(loader)
         yield Row("batches of 128x128 JPEGs", alternate(plan, contenders), n, missing)
         decode = {
             f"Pillow, {name}": lambda o=options: decode_all(paths, plan.threads, **o)

@@ -25,6 +25,7 @@ from scripts.benchmarks.timing import (
     largest_difference,
     random_images,
 )
+from scripts.benchmarks.torch_process import torch_process
 
 TIMM_NAMES = ("resnet50", "convnextv2_tiny", "efficientnet_b3", "mobilenetv3_large_100")
 SMOKE_SAM = SamConfig(32, 2, 2, (1,), 64)
@@ -87,19 +88,6 @@ def write_sam(plan: Plan, folder: str, size: int) -> str:
     return str(path)
 
 
-def sam_in_torch(plan: Plan, size: int, leaves: Leaves | None = None) -> Any:
-    """Meta's encoder with the same numbers, on the CPU."""
-    from porting.rules import flax_to_torch
-    from porting.sam import ENCODER_TABLE
-    from porting.sam_torch import torch_encoder
-
-    if leaves is None:
-        leaves = random_leaves(sam_shapes(plan, size))
-    state = flax_to_torch(ENCODER_TABLE, leaves)
-    sizes = {"native_size": (size, size), "image_size": (size, size)}
-    return torch_encoder(sam_config(plan), state, **sizes)
-
-
 def sam_rows(plan: Plan) -> Iterator[Row]:
     """ViT-B at 128x128 and 1024x1024, float32; on a GPU in bfloat16, too."""
     for side, cases in (
@@ -108,36 +96,22 @@ def sam_rows(plan: Plan) -> Iterator[Row]:
     ):
         size = plan.size(side, side // 4)
         leaves = random_leaves(sam_shapes(plan, size))
-        model = sam_in_torch(plan, size, leaves)
         for batch, backward in cases:
             name = f"SAM ViT-B {side}, {_work(backward)}, b{batch}"
-            yield sam_row(plan, leaves, model, random_images(batch, size), backward, name)
+            yield sam_row(plan, leaves, random_images(batch, size), backward, name)
 
 
-def sam_row(
-    plan: Plan, leaves: Leaves, model: Any, images: np.ndarray, backward: bool, name: str
-) -> Row:
+def sam_row(plan: Plan, leaves: Leaves, images: np.ndarray, backward: bool, name: str) -> Row:
     """One of them."""
-    from scripts.benchmarks import in_torch
-
     batch, size = images.shape[:2]
     call, cost = in_jax(sam_in_jax(plan, size, leaves), images, backward=backward)
-    # On a CPU torch.compile takes a minute and bfloat16 as long as float32: in one batch size.
-    others, notes = in_torch.variants(
-        in_torch.gradient if backward else in_torch.forward,
-        model.to(in_torch.place(plan)),
-        in_torch.nchw(images, plan),
-        plan,
-        half=batch == 8 or plan.device == "gpu",
-        compiled=batch == 8 and not plan.smoke,
-    )
+    others, notes = torch_process(plan).make("sam", plan, size, batch, backward)
+    if output := others.pop("output", None):
+        cost["largest_difference"] = largest_difference(call(), output())
     contenders = {OURS: call, **others}
     if plan.device == "gpu":
         half = sam_in_jax(plan, size, leaves, jnp.bfloat16)
         contenders["jaxear bf16"], _ = in_jax(half, images, backward=backward)
-    if not backward:
-        out = others["torch"]().permute(0, 2, 3, 1).float().cpu().numpy()
-        cost["largest_difference"] = largest_difference(call(), out)
     # Comparing the outputs has warmed up a single large image, too.
     seconds = alternate(plan, contenders, warm_up=batch > 1 or plan.device == "gpu")
     return Row(name, seconds, batch, {**cost, **notes})
@@ -149,23 +123,17 @@ def _work(backward: bool) -> str:
 
 def timm_rows(plan: Plan) -> Iterator[Row]:
     """The ImageNet networks at 128x128 in float32, statistics of BatchNorm fixed."""
-    from porting.timm_import import import_timm
-    from scripts.benchmarks import in_torch
-
     size = plan.size(128, 32)
     for name in TIMM_NAMES[: 1 if plan.smoke else None]:
         ours = create_backbone(name, image_size=size, weights="none", abstract=True).encoder
         fill(ours, random_leaves(ours), source="random numbers")
-        theirs = import_timm().create_model(name, num_classes=0).eval().to(in_torch.place(plan))
-        theirs.forward = theirs.forward_features
         for batch in (8, 32):
             images = random_images(batch, size)
             for backward in (False, True):
                 call, cost = in_jax(_LastFeatures(ours), images, backward=backward)
-                make = in_torch.gradient if backward else in_torch.forward
-                contenders = {OURS: call, "torch": make(theirs, in_torch.nchw(images, plan), plan)}
+                theirs, _ = torch_process(plan).make("imagenet", plan, name, size, batch, backward)
                 what = f"{name} 128, {_work(backward)}, b{batch}"
-                yield Row(what, alternate(plan, contenders), batch, cost)
+                yield Row(what, alternate(plan, {OURS: call, **theirs}), batch, cost)
 
 
 class _LastFeatures(nnx.Module):
@@ -180,14 +148,10 @@ class _LastFeatures(nnx.Module):
 
 def parity_rows(plan: Plan) -> Iterator[Row]:
     """Whether the numbers are right on this device: float32 with and without TF32, bfloat16."""
-    import torch
-
     size = plan.size(128, 32)
     images = random_images(2, size)
     leaves = random_leaves(sam_shapes(plan, size))
-    with torch.inference_mode():
-        x = torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).double()
-        exact = sam_in_torch(plan, size, leaves).double()(x).permute(0, 2, 3, 1).numpy()
+    exact = torch_process(plan).make("sam_in_float64", plan, size, 2)[0]["output"]()
     for name, dtype, precision in (
         ("float32", jnp.float32, "highest"),
         ("float32 as the device does it (TF32 on a GPU)", jnp.float32, "default"),

@@ -25,6 +25,7 @@ class Plan:
         turns: of each row at least.
         most_turns: of each row, as long as there is time.
         seconds: after how long a row ends that has had its least turns.
+        torch_keeps_memory: as jaxear does (`jaxear.process_memory`).
         smoke: tiny sizes, to see that every row runs; its figures mean nothing.
     """
 
@@ -33,6 +34,7 @@ class Plan:
     turns: int = 3
     most_turns: int = 15
     seconds: float = 4.0
+    torch_keeps_memory: bool = False
     smoke: bool = False
 
     def size(self, wanted: int, tiny: int) -> int:

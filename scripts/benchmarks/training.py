@@ -16,8 +16,9 @@ from jaxear.data.dataset import EarImages
 from jaxear.data.records import Record
 from jaxear.training.forecast import forecast, step_bytes
 from scripts.bench_training import Variant
-from scripts.benchmarks.networks import SMOKE_SAM, sam_in_torch, write_sam
-from scripts.benchmarks.timing import OURS, Plan, Row, alternate, cost_of, random_images
+from scripts.benchmarks.networks import SMOKE_SAM, write_sam
+from scripts.benchmarks.timing import OURS, Plan, Row, alternate, cost_of
+from scripts.benchmarks.torch_process import torch_process
 
 
 def settings(plan: Plan, **changes: Any) -> TrainConfig:
@@ -45,8 +46,6 @@ def noise_ears(config: TrainConfig) -> EarImages:
 
 def vae_rows(plan: Plan) -> Iterator[Row]:
     """The whole step, batch 16; and the first system's recipe, images of 1024x1024 one by one."""
-    from scripts.benchmarks import in_torch
-
     batch = plan.size(16, 4)
     with tempfile.TemporaryDirectory() as folder:
         config = settings(plan, batch_size=batch, weights=sam_file(plan, folder))
@@ -55,7 +54,7 @@ def vae_rows(plan: Plan) -> Iterator[Row]:
         if plan.device == "gpu":
             half = dataclasses.replace(config, dtype="bfloat16")
             contenders["jaxear bf16"] = Variant(half, noise_ears(half)).step
-    contenders["torch"] = torch_step(plan, config)
+    contenders |= torch_process(plan).make("training_step", plan, config)[0]
     facts = cost_of(variant.compiled)
     # Of the first turns some take twice as long, while the memory that both keep still grows.
     enough = dataclasses.replace(plan, turns=max(plan.turns, 5))
@@ -63,41 +62,15 @@ def vae_rows(plan: Plan) -> Iterator[Row]:
     yield row
 
     size = plan.size(1024, 128)
-    images = in_torch.nchw(random_images(1, size), plan)
-    model = sam_in_torch(plan, size).to(in_torch.place(plan))
-    step = in_torch.gradient(model, images, plan)
+    theirs, _ = torch_process(plan).make("sam", plan, size, 1, True)
     # Once: a minute on a CPU, and what it is set against a hundredth of that.
     once = dataclasses.replace(plan, most_turns=1)
-    seconds = alternate(once, {"torch": step}, warm_up=plan.device == "gpu")
+    seconds = alternate(once, theirs, warm_up=plan.device == "gpu")
     first = Row("the first system's encoder at 1024, forward and backward, b1", seconds, 1)
     first.facts["images_per_second_of_ours_times_as_many"] = (batch / row.median(OURS)) / (
         1 / first.median("torch")
     )
     yield first
-
-
-def torch_step(plan: Plan, config: TrainConfig) -> Callable[[], Any]:
-    """A step of the same model, stated in torch, on one batch again and again."""
-    import torch
-
-    from scripts.benchmarks import in_torch
-    from tests import torch_vae
-
-    encoder = torch_vae.SamTokens(sam_in_torch(plan, config.image_size))
-    model = torch_vae.TorchVAE(config, encoder, stride=16)
-    model.to(in_torch.place(plan))
-    optimizer = torch_vae.create_optimizer(config, model)
-    shape = (config.batch_size, config.image_size, config.image_size, 3)
-    rng = np.random.default_rng(0)
-    batch = rng.integers(0, 256, shape, np.uint8)
-    noise = rng.normal(size=(config.batch_size, config.latent_dim)).astype(np.float32)
-
-    def step() -> None:
-        next(torch_vae.train(config, model, optimizer, [batch], [noise], 100))
-        in_torch.wait(plan)
-
-    assert torch.is_grad_enabled()
-    return step
 
 
 def memory_rows(plan: Plan) -> Iterator[Row]:
