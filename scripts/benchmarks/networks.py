@@ -112,8 +112,9 @@ def sam_row(plan: Plan, leaves: Leaves, images: np.ndarray, backward: bool, name
     if plan.device == "gpu":
         half = sam_in_jax(plan, size, leaves, jnp.bfloat16)
         contenders["jaxear bf16"], _ = in_jax(half, images, backward=backward)
-    # Comparing the outputs has warmed up a single large image, too.
-    seconds = alternate(plan, contenders, warm_up=batch > 1 or plan.device == "gpu")
+    # One image is warm from comparing the outputs; of 32 a turn takes up to 20 s, and the median
+    # passes over a slow first one.
+    seconds = alternate(plan, contenders, warm_up=batch == 8 or plan.device == "gpu")
     return Row(name, seconds, batch, {**cost, **notes})
 
 
