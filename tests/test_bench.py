@@ -10,7 +10,7 @@ from rich.console import Console
 from scripts.bench import GROUPS, _until, as_table
 from scripts.benchmarks.networks import random_leaves, sam_in_jax, sam_shapes
 from scripts.benchmarks.timing import Plan, Row, alternate, largest_difference, random_images
-from scripts.benchmarks.torch_process import torch_process
+from scripts.benchmarks.torch_process import OUTPUT, torch_process
 
 
 def test_contenders_take_turns_after_a_warm_up_each():
@@ -58,7 +58,7 @@ def test_torch_runs_in_a_process_of_its_own():
     contenders, notes = torch.make("sam", plan, 32, 2, False)
     assert not notes
     ours = sam_in_jax(plan, 32, random_leaves(sam_shapes(plan, 32)))(random_images(2, 32))
-    assert largest_difference(ours, contenders.pop("output")()) < 1e-5
+    assert largest_difference(ours, contenders.pop(OUTPUT)()) < 1e-5
     assert list(contenders) == ["torch"]
     assert contenders["torch"]() is None
     with pytest.raises(RuntimeError, match=r"torch: AttributeError.*no_such_thing"):

@@ -1,8 +1,7 @@
 """The same work in torch: eager, compiled, in bfloat16; on a CPU or a GPU; and its DataLoader.
 
 What is public here runs in a process of its own (`torch_process`): it returns contenders, functions
-without arguments that wait for their end, and notes on those that fail. OUTPUT is no contender, but
-gives a network's output, to be compared.
+without arguments that wait for their end, and notes on those that fail.
 """
 
 from __future__ import annotations
@@ -20,8 +19,7 @@ from PIL import Image
 from jaxear.config import TrainConfig
 from scripts.benchmarks.networks import random_leaves, sam_config, sam_shapes
 from scripts.benchmarks.timing import Plan, random_images
-
-OUTPUT = "output"
+from scripts.benchmarks.torch_process import OUTPUT
 
 Contenders = dict[str, Callable[[], Any]]
 Made = tuple[Contenders, dict[str, str]]

@@ -25,7 +25,7 @@ from scripts.benchmarks.timing import (
     largest_difference,
     random_images,
 )
-from scripts.benchmarks.torch_process import torch_process
+from scripts.benchmarks.torch_process import OUTPUT, torch_process
 
 TIMM_NAMES = ("resnet50", "convnextv2_tiny", "efficientnet_b3", "mobilenetv3_large_100")
 SMOKE_SAM = SamConfig(32, 2, 2, (1,), 64)
@@ -106,7 +106,7 @@ def sam_row(plan: Plan, leaves: Leaves, images: np.ndarray, backward: bool, name
     batch, size = images.shape[:2]
     call, cost = in_jax(sam_in_jax(plan, size, leaves), images, backward=backward)
     others, notes = torch_process(plan).make("sam", plan, size, batch, backward)
-    if output := others.pop("output", None):
+    if output := others.pop(OUTPUT, None):
         cost["largest_difference"] = largest_difference(call(), output())
     contenders = {OURS: call, **others}
     if plan.device == "gpu":
@@ -152,7 +152,7 @@ def parity_rows(plan: Plan) -> Iterator[Row]:
     size = plan.size(128, 32)
     images = random_images(2, size)
     leaves = random_leaves(sam_shapes(plan, size))
-    exact = torch_process(plan).make("sam_in_float64", plan, size, 2)[0]["output"]()
+    exact = torch_process(plan).make("sam_in_float64", plan, size, 2)[0][OUTPUT]()
     for name, dtype, precision in (
         ("float32", jnp.float32, "highest"),
         ("float32 as the device does it (TF32 on a GPU)", jnp.float32, "default"),

@@ -17,6 +17,9 @@ from typing import Any
 from jaxear.process_memory import tunables
 from scripts.benchmarks.timing import Plan
 
+# Among the contenders of a forward pass: gives the network's output, to be compared.
+OUTPUT = "output"
+
 
 class TorchProcess:
     """Runs what `in_torch` makes; one call at a time."""
