@@ -19,7 +19,6 @@ from rich.progress import Progress
 from jaxear.config import AugmentConfig, TrainConfig
 from jaxear.data.augment import augment
 from jaxear.errors import UserError
-from jaxear.pca import PCA
 from jaxear.pixel_path.autoencoder import NOISE, ScoreAutoencoder
 from jaxear.pixel_path.path import PixelPath
 from jaxear.pixel_path.registration import fit_registration
@@ -114,6 +113,8 @@ def _views(images: np.ndarray, config: TrainConfig, rounds: range) -> Iterator[j
 
 def _fit_components(path: PixelPath, sample: np.ndarray) -> None:
     """Mean and components of a sample, uint8 [n, H, W, 3], straightened."""
+    from jaxear.pca import PCA  # scikit-learn takes seconds, which other runs need not wait for
+
     graphdef, state = nnx.split(path)
 
     @jax.jit

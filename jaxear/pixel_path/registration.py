@@ -27,7 +27,6 @@ from flax import nnx
 from rich.progress import Progress
 
 from jaxear.data.augment import warp
-from jaxear.pca import PCA
 
 POSE = 4  # numbers
 MARGIN = 3 / 32  # that a straightened picture has beyond the original, of each side
@@ -168,6 +167,8 @@ def fit_registration(
         images: uint8 [n, H, W, 3]; a few thousand are enough, and of more some are chosen.
         progress: where to show how far it is.
     """
+    from jaxear.pca import PCA  # scikit-learn takes seconds, which other runs need not wait for
+
     chosen = np.unique(np.linspace(0, len(images) - 1, min(len(images), MOST_IMAGES)).astype(int))
     # More components than the images support would explain every pose.
     most = max(1, min(COMPONENTS, len(chosen) // 8))

@@ -2,6 +2,8 @@ import csv
 import json
 import os
 import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -218,3 +220,9 @@ def test_padded_batches_have_one_shape_and_lose_nothing():
     assert [len(batch) for batch, _ in batches] == [3, 3, 3]
     assert [n for _, n in batches] == [3, 3, 1]
     np.testing.assert_array_equal(np.concatenate([b[:n] for b, n in batches]), np.arange(7))
+
+
+def test_the_first_step_does_not_wait_for_what_comes_after_the_last():
+    later = {"sklearn", "scipy.stats", "pandas", "matplotlib", "torch"}
+    code = f"import sys, jaxear.train; sys.exit({later!r} & {{*sys.modules}} or 0)"
+    subprocess.run([sys.executable, "-c", code], check=True)
