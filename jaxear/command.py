@@ -11,6 +11,7 @@ from rich.logging import RichHandler
 
 from jaxear.compilation_cache import keep_compiled_programs
 from jaxear.errors import UserError
+from jaxear.process_memory import keep_memory_of_jax
 
 
 def run_command(command: Callable[[], None]) -> int:
@@ -30,6 +31,8 @@ def run_command(command: Callable[[], None]) -> int:
     # Orbax speaks of its own affairs through absl; what goes wrong there is raised, too.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     keep_compiled_programs()
+    if "jax" in sys.modules:  # commands that have not imported it compute little
+        keep_memory_of_jax()
     try:
         command()
     except UserError as error:

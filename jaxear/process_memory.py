@@ -3,10 +3,8 @@
 XLA on CPU asks for a step's temporary memory anew each time, gigabytes of it. By default glibc gets
 as much from Linux and gives it back after the step, and Linux hands it out zeroed, 4 kB at a time:
 hundreds of thousands of faults per step. Kept by the process, and in pages of 2 MB, there are none
-after the first steps. The price is memory that stays with the process where holes are left in it,
-about as much again as a step takes, and slower compilation, whose threads share the one heap: SAM's
-training step took 27 instead of 17 s on two cores. glibc reads such settings when a program starts,
-so the program is started again.
+after the first steps. The price is memory that stays with the process where holes are left in it.
+glibc reads such settings when a program starts, so the program is started again.
 """
 
 from __future__ import annotations
@@ -15,12 +13,10 @@ import os
 import sys
 from pathlib import Path
 
-# Nothing is too large for the heap, and the heap never shrinks. One heap for all threads: only the
-# first one takes arrays of more than 64 MB.
+# Nothing is too large for the heap, and the heap never shrinks.
 KEPT = (
     "glibc.malloc.mmap_threshold=1000000000000",
     "glibc.malloc.trim_threshold=1000000000000",
-    "glibc.malloc.arena_max=1",
 )
 HUGE_PAGES = "glibc.malloc.hugetlb=1"
 _GLIBC = (2, 35)  # knows all of these
@@ -38,6 +34,22 @@ def restart_to_keep_memory() -> None:
         return
     os.environ["GLIBC_TUNABLES"] = settings
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def keep_memory_of_jax() -> None:
+    """Let JAX, before its first computation, ask for a step's memory where it is kept.
+
+    Only the heap of the main thread takes arrays of more than 64 MB, so XLA on CPU must not hand
+    its computations to other threads. They still share the work; the caller waits for the end, as
+    the commands do anyway. Nothing happens in a program that has not been started by
+    `restart_to_keep_memory`. (One heap for all threads, by glibc's `arena_max`, keeps as much, but
+    compiling takes half as long again, as XLA's threads wait for each other there.)
+    """
+    settings = tunables()
+    if settings and os.environ.get("GLIBC_TUNABLES") == settings:
+        import jax
+
+        jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
 def tunables() -> str:

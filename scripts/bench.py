@@ -40,7 +40,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from jaxear.compilation_cache import keep_compiled_programs
-from jaxear.process_memory import restart_to_keep_memory
+from jaxear.process_memory import keep_memory_of_jax, restart_to_keep_memory
 
 # In this order, so that what comes last suffers where time runs out; on a GPU it is FIRST_ON_GPU.
 GROUPS = {
@@ -91,6 +91,7 @@ def main() -> None:
 
     from rich.console import Console
 
+    keep_memory_of_jax()
     with tempfile.TemporaryDirectory() as compiled:
         keep_compiled_programs(compiled)  # what a dry run has compiled, a run need not again
         report = run(arguments, names, arguments.minutes or MINUTES[arguments.device])

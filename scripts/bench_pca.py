@@ -13,7 +13,7 @@ explain is the highest, so a larger one is the more accurate.
 
 from __future__ import annotations
 
-from jaxear.process_memory import restart_to_keep_memory
+from jaxear.process_memory import keep_memory_of_jax, restart_to_keep_memory
 
 if __name__ == "__main__":
     restart_to_keep_memory()  # for all that are compared, before the imports that take seconds
@@ -175,6 +175,7 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, help="write the result as JSON")
     args = parser.parse_args()
+    keep_memory_of_jax()
     if args.memory:
         n, d, k = args.samples or 28_000, args.features or 49_152, args.components or 512
         with tempfile.TemporaryDirectory(dir=args.out.parent if args.out else None) as folder:

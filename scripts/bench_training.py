@@ -12,7 +12,7 @@ JAX finds.
 
 from __future__ import annotations
 
-from jaxear.process_memory import restart_to_keep_memory
+from jaxear.process_memory import keep_memory_of_jax, restart_to_keep_memory
 
 if __name__ == "__main__":
     restart_to_keep_memory()  # before the imports below, which take seconds
@@ -102,6 +102,7 @@ def main() -> None:
     parser.add_argument("--data", help="photographs; synthetic ears without")
     parser.add_argument("--out", type=Path, help="write the figures to this JSON file")
     arguments = parser.parse_args()
+    keep_memory_of_jax()
 
     with tempfile.TemporaryDirectory() as folder:
         base = TrainConfig(

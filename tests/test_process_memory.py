@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 from jaxear import cli, process_memory
@@ -15,7 +16,7 @@ KEPT_IN_HUGE_PAGES = f"{KEPT}:{process_memory.HUGE_PAGES}"
 PROGRAM = """
 import os, sys
 from jaxear import process_memory
-process_memory.tunables = lambda: "glibc.malloc.arena_max=1"
+process_memory.tunables = lambda: "glibc.malloc.perturb=0"
 print("started", flush=True)
 process_memory.restart_to_keep_memory()
 print(os.environ["GLIBC_TUNABLES"], os.getpid(), sys.argv[1:])
@@ -38,7 +39,7 @@ def run(tmp_path, **environment):
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is kept on Linux alone")
 def test_a_program_is_started_once_more_with_its_arguments_in_the_same_process(tmp_path):
     lines, pid = run(tmp_path)
-    assert lines == ["started"] * 2 + [f"glibc.malloc.arena_max=1 {pid} ['--out', 'two words']"]
+    assert lines == ["started"] * 2 + [f"glibc.malloc.perturb=0 {pid} ['--out', 'two words']"]
 
 
 def test_tunables_of_the_user_are_left_alone(tmp_path):
@@ -106,3 +107,45 @@ def test_what_is_freed_is_used_again():
 
     assert faults("") > 100_000
     assert faults(KEPT) < 1000
+
+
+STEPS_OF_JAX = """
+import ctypes, resource
+assert ctypes.CDLL(None).prctl(41, 1, 0, 0, 0) == 0  # PR_SET_THP_DISABLE: pages are of 4 kB
+from jaxear.process_memory import keep_memory_of_jax
+keep_memory_of_jax()
+import jax, jax.numpy as jnp
+step = jax.jit(lambda a, b: a @ b @ a)  # 100 MB in between
+a, b = jnp.ones((5000, 2)), jnp.ones((2, 5000))
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+counts = [faults()]
+for _ in range(15):
+    step(a, b).block_until_ready()
+    counts.append(faults())
+print(sorted(after - before for before, after in zip(counts, counts[1:]))[7])
+"""
+
+
+@pytest.mark.skipif(not process_memory.tunables(), reason="glibc does not know the settings")
+def test_what_a_step_of_jax_frees_the_next_uses_again():
+    def faults(settings: str) -> int:
+        environment = {**os.environ, "GLIBC_TUNABLES": settings, "PYTHONPATH": str(ROOT)}
+        environment["JAX_PLATFORMS"] = "cpu"
+        command = [sys.executable, "-c", STEPS_OF_JAX]
+        return int(subprocess.run(command, env=environment, capture_output=True, check=True).stdout)
+
+    assert faults("") > 20_000  # in the median; now and then the heap must still grow
+    assert faults(process_memory.tunables()) < 1000
+
+
+def test_other_programs_leave_jax_as_it_is(monkeypatch):
+    changed = []
+    monkeypatch.setattr(jax.config, "update", lambda *setting: changed.append(setting))
+    monkeypatch.setattr(process_memory, "tunables", lambda: KEPT)
+    monkeypatch.setenv("GLIBC_TUNABLES", "")
+    process_memory.keep_memory_of_jax()
+    assert not changed
+    monkeypatch.setenv("GLIBC_TUNABLES", KEPT)
+    process_memory.keep_memory_of_jax()
+    assert changed == [("jax_cpu_enable_async_dispatch", False)]
