@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import sys
 from collections.abc import Sequence
@@ -60,7 +61,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f"error: there is no command {name!r}\n\n{usage()}", file=sys.stderr)
         return 2
-    return importlib.import_module(_MODULES.get(name, f"jaxear.{name}")).main(rest)
+    module = importlib.import_module(_MODULES.get(name, f"jaxear.{name}"))
+    if argv is None:
+        gc.freeze()  # what is imported stays: looking through it again and again takes a second
+    return module.main(rest)
 
 
 if __name__ == "__main__":

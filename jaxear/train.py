@@ -8,6 +8,7 @@ if __name__ == "__main__":
     restart_to_keep_memory()  # before the imports below, which take seconds
 
 import dataclasses
+import gc
 import logging
 import math
 import sys
@@ -292,4 +293,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    gc.freeze()  # what is imported stays: looking through it again and again takes a second
     sys.exit(main())
