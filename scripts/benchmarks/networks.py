@@ -112,10 +112,14 @@ def sam_row(plan: Plan, leaves: Leaves, images: np.ndarray, backward: bool, name
     if plan.device == "gpu":
         half = sam_in_jax(plan, size, leaves, jnp.bfloat16)
         contenders["jaxear bf16"], _ = in_jax(half, images, backward=backward)
-    # One image is warm from comparing the outputs; of 32 a turn takes up to 20 s, and the median
-    # passes over a slow first one.
-    seconds = alternate(plan, contenders, warm_up=batch == 8 or plan.device == "gpu")
+    seconds = alternate(plan, contenders, warm_up=_needs_warm_up(plan, batch))
     return Row(name, seconds, batch, {**cost, **notes})
+
+
+def _needs_warm_up(plan: Plan, batch: int) -> bool:
+    """One image is warm from comparing the outputs; of 32 a turn takes up to 20 s on a CPU, and the
+    median passes over a slow first one."""
+    return batch == 8 or plan.device == "gpu"
 
 
 def _work(backward: bool) -> str:
@@ -134,8 +138,8 @@ def timm_rows(plan: Plan) -> Iterator[Row]:
                 call, cost = in_jax(_LastFeatures(ours), images, backward=backward)
                 theirs, _ = torch_process(plan).make("imagenet", plan, name, size, batch, backward)
                 what = f"{name} 128, {_work(backward)}, b{batch}"
-                warm_up = batch == 8 or plan.device == "gpu"  # as with SAM
-                seconds = alternate(plan, {OURS: call, **theirs}, warm_up=warm_up)
+                contenders = {OURS: call, **theirs}
+                seconds = alternate(plan, contenders, warm_up=_needs_warm_up(plan, batch))
                 yield Row(what, seconds, batch, cost)
 
 
