@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -50,6 +50,14 @@ def _home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def _no_ported_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Weights that happen to lie in the user's folder must not change what a test sees."""
     monkeypatch.setenv("JAXEAR_WEIGHTS", str(tmp_path / "no-weights"))
+
+
+@pytest.fixture
+def trace_anew() -> Iterator[Callable[[], None]]:
+    """To be called after a part of a network has been replaced: JAX would take blocks as it traced
+    them before, and after the test those of the test."""
+    yield jax.clear_caches
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -92,10 +93,23 @@ def run(
     as without.
     """
     if not remat:
-        return computed_once(call(block, x), block)
+        graph, params, rest = nnx.split(block, nnx.Param, ...)
+        # What a call may change has to be changed in the block itself.
+        y = call(block, x) if jax.tree.leaves(rest) else _traced_once(graph, call, params, x)
+        return computed_once(y, block)
     if jax.default_backend() == "cpu":
         return _remat_on_cpu(call, block, x)
     return nnx.remat(call)(block, x)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _traced_once(
+    graph: Any, call: Callable[[Any, jax.Array], jax.Array], params: nnx.State, x: jax.Array
+) -> jax.Array:
+    """`call` of a block taken apart. JAX traces it once for all blocks that are alike, and for
+    their gradients; XLA puts it in everywhere, so that the program is the same.
+    """
+    return call(nnx.merge(graph, params), x)
 
 
 def computed_once(x: jax.Array, block: nnx.Module) -> jax.Array:

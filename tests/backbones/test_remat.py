@@ -53,11 +53,12 @@ def split(kind: str, *, remat: bool) -> tuple[nnx.GraphDef, nnx.State, nnx.State
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["cpu", "gpu"])
 @pytest.mark.parametrize("kind", ENCODERS)
-def test_values_gradients_and_statistics_are_the_same(kind, backend, monkeypatch):
+def test_values_gradients_and_statistics_are_the_same(kind, backend, monkeypatch, trace_anew):
     # What other backends are given runs on this one, too; only XLA makes less of it.
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     for module in (sam, staged):  # has the same mark
         monkeypatch.setattr(module, "computed_once", lambda x, block: x)
+    trace_anew()
     with jax.enable_x64(True):
         x = jnp.asarray(np.random.default_rng(1).normal(size=(2, 32, 32, 3)))
         found, jaxprs = [], []

@@ -14,7 +14,7 @@ from flax import nnx
 
 from jaxear.backbones import sam, staged
 from jaxear.backbones.sam import SamConfig, SamEncoder
-from jaxear.backbones.staged import computed_once
+from jaxear.backbones.staged import computed_once, run
 from tests.training.tiny import optimized
 
 DEPTH = 4
@@ -32,9 +32,16 @@ def gradient() -> tuple[Callable[..., Any], nnx.State, jax.Array]:
     return jax.grad(loss, argnums=(0, 1)), params, images
 
 
-def without(monkeypatch) -> None:
-    for module in (sam, staged):
-        monkeypatch.setattr(module, "computed_once", lambda x, block: x)
+@pytest.fixture
+def without(monkeypatch, trace_anew) -> Callable[[], None]:
+    """To be called to do without."""
+
+    def replace() -> None:
+        for module in (sam, staged):
+            monkeypatch.setattr(module, "computed_once", lambda x, block: x)
+        trace_anew()
+
+    return replace
 
 
 def most_operands() -> int:
@@ -47,21 +54,55 @@ def most_operands() -> int:
 
 @pytest.mark.slow
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="other backends need no help")
-def test_no_sum_along_the_shortcuts_is_made_of_all_those_before_it(monkeypatch):
+def test_no_sum_along_the_shortcuts_is_made_of_all_those_before_it(without):
     found = most_operands()
-    without(monkeypatch)
+    without()
     assert found < 16
     assert most_operands() > 2 * found
 
 
-def test_values_and_gradients_are_the_same(monkeypatch):
+def test_values_and_gradients_are_the_same(without):
     function, *inputs = gradient()
     found = jax.tree.leaves(jax.jit(function)(*inputs))
-    without(monkeypatch)
+    without()
     function, *inputs = gradient()
     expected = jax.tree.leaves(jax.jit(function)(*inputs))
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6 * np.abs(other).max())
+
+
+class Doubling(nnx.Module):
+    """Counts how often it is traced."""
+
+    traced = 0
+
+    def __init__(self, factor: float, n_calls: nnx.Variable | None = None):
+        self.factor = nnx.Param(jnp.array(factor))
+        self.n_calls = n_calls
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        Doubling.traced += 1
+        if self.n_calls is not None:
+            self.n_calls[...] += 1
+        return self.factor[...] * x
+
+
+def test_blocks_that_are_alike_are_traced_once():
+    Doubling.traced = 0
+    x = jnp.ones(3)
+    for factor in (2.0, 3.0, 4.0):
+        x = run(Doubling(factor), x, remat=False)
+    assert Doubling.traced == 1
+    np.testing.assert_array_equal(x, jnp.full(3, 24.0))
+    run(Doubling(2.0), jnp.ones(4), remat=False)
+    assert Doubling.traced == 2
+
+
+def test_what_a_block_counts_is_counted_in_itself():
+    blocks = [Doubling(2.0, nnx.Variable(jnp.array(0))) for _ in range(2)]
+    for block in (*blocks, blocks[0]):
+        run(block, jnp.ones(3), remat=False)
+    assert [int(block.n_calls[...]) for block in blocks] == [2, 1]
 
 
 def test_what_is_not_a_number_stays_none():

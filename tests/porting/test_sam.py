@@ -113,7 +113,7 @@ def small_state():
     return meta_state(SMALL, NATIVE)
 
 
-def faulty(state, monkeypatch, fault: str):
+def faulty(state, monkeypatch, trace_anew, fault: str):
     """End-to-end error of a port with one fault planted."""
     # Quiet tokens: the smaller their variance, the more the eps of LayerNorm matters.
     quiet = ("pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias")
@@ -137,6 +137,7 @@ def faulty(state, monkeypatch, fault: str):
     elif fault == "two tensors swapped":
         one, other = "blocks.0.norm1.bias", "blocks.0.norm2.bias"
         leaves |= {one: leaves[other], other: leaves[one]}
+    trace_anew()
     outputs = flax_activations(flax_encoder(SMALL, leaves, (128, 128)), x)
     return compare(reference, reference, outputs)
 
@@ -152,16 +153,16 @@ def faulty(state, monkeypatch, fault: str):
         "two tensors swapped",
     ],
 )
-def test_planted_faults_are_caught(small_state, monkeypatch, fault):
-    report = faulty(small_state, monkeypatch, fault)
+def test_planted_faults_are_caught(small_state, monkeypatch, trace_anew, fault):
+    report = faulty(small_state, monkeypatch, trace_anew, fault)
     assert not report.passed, report.errors
     assert report.passes(report.rows[0])  # the embedding is before all of them
     assert not report.passes(report.rows[1])
 
 
 @pytest.mark.usefixtures("compiled_sooner")
-def test_without_a_fault_nothing_is_caught(small_state, monkeypatch):
-    report = faulty(small_state, monkeypatch, "none")
+def test_without_a_fault_nothing_is_caught(small_state, monkeypatch, trace_anew):
+    report = faulty(small_state, monkeypatch, trace_anew, "none")
     assert report.passed, report.errors
 
 
