@@ -148,8 +148,6 @@ def make_train_step(
             **metrics,
             "learning_rate": jnp.asarray(schedule(state.step)),
             "l2_gradients": norm,
-            "l2_parameters": optax.tree.norm(trainable),
-            "l2_updates": optax.tree.norm(updates),
         }
         good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
         new = (trainable, buffers, opt_state, average)
