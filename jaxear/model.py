@@ -18,7 +18,6 @@ from jaxear.config import ModelConfig, TrainConfig
 from jaxear.errors import UserError
 from jaxear.options import parse_train_options
 from jaxear.pixel_path import PixelPath
-from jaxear.training.checkpoints import Checkpoints
 from jaxear.training.state import split_model
 from jaxear.vae import (
     Decoder,
@@ -153,6 +152,8 @@ def load_model(run_dir: str | os.PathLike[str], checkpoint: str | int = "best") 
     Raises:
         UserError: not a run, or no such checkpoint in it.
     """
+    from jaxear.training.checkpoints import Checkpoints  # here, as Orbax takes long to import
+
     run_dir, config = _last_stage(run_dir)
     filled = dataclasses.replace(config, weights="none")  # by the checkpoint
     model = create_vae(filled, config.image_size, rngs=nnx.Rngs(0), abstract=True)

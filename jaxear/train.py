@@ -14,7 +14,7 @@ import math
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,6 @@ from jaxear.errors import UserError
 from jaxear.model import load_config
 from jaxear.options import parse_train_options
 from jaxear.training import distributed
-from jaxear.training.checkpoints import BEST_METRIC, Checkpoints
 from jaxear.training.disk import disk_may_be_full
 from jaxear.training.distributed import any_process, is_main
 from jaxear.training.evaluation import evaluate_images
@@ -44,9 +43,9 @@ from jaxear.training.logging import MetricsLog, read_json, write_json
 from jaxear.training.meters import MeanMetrics, StepClock, TrainingBar
 from jaxear.training.program import (
     check,
-    compile_step,
     create_leaves,
     create_program,
+    lower_step,
     resident_arrays,
 )
 from jaxear.training.sharding import create_parallel
@@ -101,11 +100,7 @@ def train(config: TrainConfig, *, resume: bool = False, progress: bool = True) -
     with (
         exclusive(run_dir) if is_main() else nullcontext(),
         disk_may_be_full(run_dir),
-        Checkpoints(
-            run_dir / "checkpoints",
-            keep_best=config.keep_best,
-            minutes=config.checkpoint_minutes,
-        ) as checkpoints,
+        ExitStack() as contexts,
         Interrupt() as interrupt,
     ):
         if is_main():
@@ -114,14 +109,27 @@ def train(config: TrainConfig, *, resume: bool = False, progress: bool = True) -
         # The step, compiled ahead of time so that its cost and its memory are known, and beside
         # what follows, as it takes as long and needs no array
         clock = StepClock(config.batch_size)
+        with clock.compilation():
+            lowered = lower_step(program, config, parallel, constants)
 
         def compile_timed() -> Any:
             with clock.compilation():
-                return compile_step(program, config, parallel, constants)
+                return lowered.compile()
 
         compiler = ThreadPoolExecutor(1)
         compiling = compiler.submit(compile_timed)
         compiler.shutdown(wait=False)
+
+        # Imported meanwhile, as Orbax takes long
+        from jaxear.training.checkpoints import BEST_METRIC, Checkpoints
+
+        checkpoints = contexts.enter_context(
+            Checkpoints(
+                run_dir / "checkpoints",
+                keep_best=config.keep_best,
+                minutes=config.checkpoint_minutes,
+            )
+        )
 
         # What lies on the devices
         leaves = create_leaves(program, config, images=None if resume else ears.images)

@@ -37,7 +37,7 @@ from jaxear.data.records import subject_numbers
 from jaxear.training.batch import Resident, TrainBatch
 from jaxear.training.features import prepare_features
 from jaxear.training.feed import Feed
-from jaxear.training.program import compile_step, create_leaves, create_program
+from jaxear.training.program import create_leaves, create_program, lower_step
 from jaxear.training.sharding import create_parallel
 from jaxear.training.state import create_state
 
@@ -70,7 +70,7 @@ class Variant:
         features = None
         if config.cache_features:
             features = prepare_features(config, program.eval_skeleton, leaves, ears, progress=False)
-        self.compiled = compile_step(program, config, self.parallel, Resident())
+        self.compiled = lower_step(program, config, self.parallel, Resident()).compile()
         state = create_state(leaves, program.optimizer, average=config.ema_decay > 0)
         self.state = self.parallel.put_state(state)
         batches = Batches(ears, batch_size=config.batch_size, seed=0)

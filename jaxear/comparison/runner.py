@@ -40,7 +40,7 @@ from jaxear.training.batch import Resident
 from jaxear.training.feed import Feed
 from jaxear.training.lock import exclusive
 from jaxear.training.logging import read_json, write_json
-from jaxear.training.program import compile_step, create_leaves, create_program
+from jaxear.training.program import create_leaves, create_program, lower_step
 from jaxear.training.sharding import create_parallel
 from jaxear.training.state import create_state
 
@@ -174,7 +174,7 @@ def seconds_per_step(config: TrainConfig) -> float:
     ears = load_split(config, "train", progress=False)
     parallel = create_parallel(config.parallel, config.batch_size, config.accumulate)
     program = create_program(config, parallel, 1000)
-    compiled = compile_step(program, config, parallel, Resident())
+    compiled = lower_step(program, config, parallel, Resident()).compile()
     leaves = create_leaves(program, config)
     state = create_state(leaves, program.optimizer, average=config.ema_decay > 0)
     state, resident = parallel.put_state(state), parallel.put_resident(Resident())

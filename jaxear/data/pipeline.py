@@ -11,7 +11,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-import grain
 import numpy as np
 
 from jaxear.config import DataConfig
@@ -34,8 +33,6 @@ from jaxear.data.synthetic import synthetic_ears
 from jaxear.errors import UserError
 
 SPLITS = ("train", "val", "test")
-
-_READ_AHEAD = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
 
 
 def load_split(config: DataConfig, split: str, *, progress: bool = True) -> EarImages:
@@ -222,9 +219,12 @@ class Batches:
 
         Threads of Grain read some batches ahead; they end with the iterator (`close`).
         """
+        import grain  # here, as runs whose images stay on the device do without
+
         end = sys.maxsize if stop is None else stop
+        read_ahead = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
         batches = iter(
-            grain.MapDataset.range(step, end).map(self._read).to_iter_dataset(_READ_AHEAD)
+            grain.MapDataset.range(step, end).map(self._read).to_iter_dataset(read_ahead)
         )
         try:
             yield from batches

@@ -28,9 +28,9 @@ from jaxear.training.meters import StepClock, peak_bytes
 from jaxear.training.program import (
     blank_batch,
     check,
-    compile_step,
     create_leaves,
     create_program,
+    lower_step,
     resident_arrays,
 )
 from jaxear.training.sharding import create_parallel
@@ -79,7 +79,7 @@ def step_bytes(config: TrainConfig, ears: EarImages) -> int:
     program = create_program(config, parallel, len(ears) // config.batch_size)
     resident = stays_on_device(config, n_image_bytes(ears, config))
     constants = resident_arrays(program, ears.images if resident else None)
-    compiled = compile_step(program, config, parallel, constants)
+    compiled = lower_step(program, config, parallel, constants).compile()
     return peak_bytes(compiled)
 
 
@@ -179,7 +179,7 @@ def forecast(config: TrainConfig, *, steps: int = TIMED_STEPS) -> dict[str, Any]
 
     clock = StepClock(config.batch_size)
     with clock.compilation():
-        compiled = compile_step(program, config, parallel, constants)
+        compiled = lower_step(program, config, parallel, constants).compile()
     facts |= clock.compiled(compiled)
     state, constants = parallel.put_state(state), parallel.put_resident(constants)
     blank = parallel.put_batch(blank_batch(program, config, resident=resident))
@@ -194,7 +194,7 @@ def forecast(config: TrainConfig, *, steps: int = TIMED_STEPS) -> dict[str, Any]
         clock.wait(feed.take_waited())
     facts |= clock.result()
     run_steps = config.epochs * batches.steps_per_epoch
-    cost = compiled.cost_analysis()
+    cost: Any = compiled.cost_analysis()
     flops = cost["flops"] if isinstance(cost, dict) else cost[0]["flops"]
     return facts | {
         "batch_size": config.batch_size,

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxear.errors import UserError
-from jaxear.training.checkpoints import Checkpoints
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +54,8 @@ def inherit(
     Raises:
         UserError: the run has no checkpoint, or nothing of it fits.
     """
+    from jaxear.training.checkpoints import Checkpoints  # here, as Orbax takes long to import
+
     with Checkpoints(Path(run_dir) / "checkpoints", read_only=True) as checkpoints:
         found = checkpoints.load_leaves(checkpoints.find("best"))
     taken = {

@@ -65,9 +65,10 @@ class StepClock:
 
     @contextmanager
     def compilation(self) -> Iterator[None]:
+        """Times a part of the compilation."""
         began = time.perf_counter()
         yield
-        self._compile_seconds = time.perf_counter() - began
+        self._compile_seconds += time.perf_counter() - began
 
     @contextmanager
     def step(self) -> Iterator[None]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import numpy as np
@@ -146,12 +145,15 @@ def blank_batch(program: Program, config: TrainConfig, *, resident: bool) -> Tra
     return TrainBatch(rows, np.arange(n, dtype=np.int32), rows, images, features)
 
 
-def compile_step(
+def lower_step(
     program: Program, config: TrainConfig, parallel: Parallel, constants: Resident
-) -> Any:
-    """The training step, compiled for a run; of what stays on the devices shapes alone matter."""
+) -> jax.stages.Lowered:
+    """The training step, traced for a run and ready to be compiled.
+
+    Of what stays on the devices shapes alone matter.
+    """
     batch = blank_batch(program, config, resident=constants.images is not None)
-    return parallel.compile_train(
+    return parallel.lower_train(
         program.train_step, _state_shapes(program, config), constants, batch
     )
 

@@ -47,10 +47,10 @@ class Parallel(Protocol):
         """This process's share of a batch, a pytree of arrays [b_local, ...], cut over devices."""
         ...
 
-    def compile_train(
+    def lower_train(
         self, step: TrainStep, state: TrainState, resident: Resident, batch: TrainBatch
-    ) -> Any:
-        """The training step, compiled; it writes over its state.
+    ) -> jax.stages.Lowered:
+        """The training step, traced and ready to be compiled; it writes over its state.
 
         Of its arguments only shapes and dtypes matter here: those that they have before the methods
         above put them onto the devices.
@@ -106,9 +106,9 @@ class JitParallel:
             lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch
         )
 
-    def compile_train(
+    def lower_train(
         self, step: TrainStep, state: TrainState, resident: Resident, batch: TrainBatch
-    ) -> Any:
+    ) -> jax.stages.Lowered:
         shardings, same = jax.tree.map(self.state_sharding, state), self._sharding()
         jitted = jax.jit(
             step,
@@ -118,7 +118,7 @@ class JitParallel:
         )
         n = jax.process_count()
         whole = _shapes(batch, lambda shape: (n * shape[0], *shape[1:]))
-        return jitted.lower(_shapes(state), _shapes(resident), whole).compile()
+        return jitted.lower(_shapes(state), _shapes(resident), whole)
 
     def compile_eval(self, step: EvalStep) -> Any:
         return jax.jit(step, out_shardings=self._sharding(AXIS))
@@ -159,14 +159,14 @@ class PmapParallel:
         n = jax.local_device_count()
         return jax.tree.map(lambda x: np.asarray(x).reshape(n, -1, *np.shape(x)[1:]), batch)
 
-    def compile_train(
+    def lower_train(
         self, step: TrainStep, state: TrainState, resident: Resident, batch: TrainBatch
-    ) -> Any:
+    ) -> jax.stages.Lowered:
         mapped: Any = jax.pmap(step, axis_name=self.axis_name, donate_argnums=0)
         n = jax.local_device_count()
         copies = _shapes((state, resident), lambda shape: (n, *shape))
         cut = _shapes(batch, lambda shape: (n, shape[0] // n, *shape[1:]))
-        return mapped.lower(*copies, cut).compile()
+        return mapped.lower(*copies, cut)
 
     def compile_eval(self, step: EvalStep) -> Any:
         return jax.pmap(step, axis_name=self.axis_name)

@@ -48,7 +48,7 @@ def losses(parallel: Parallel, config: TrainConfig) -> dict[str, list]:
     images = rng.integers(0, 256, (STEPS, config.batch_size, 32, 32, 3), dtype=np.uint8)
     places = np.arange(config.batch_size, dtype=np.int32)
     batches = [TrainBatch(places, places, places // 2, batch) for batch in images]
-    compiled = parallel.compile_train(step, state, Resident(), batches[0])
+    compiled = parallel.lower_train(step, state, Resident(), batches[0]).compile()
     state, resident = parallel.put_state(state), parallel.put_resident(Resident())
     found = []
     for batch in batches:

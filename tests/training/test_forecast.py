@@ -22,14 +22,14 @@ def ears(photographs, tmp_path):
 def test_a_forecast_says_what_the_run_then_finds(
     finished, photographs, ears, tmp_path, monkeypatch
 ):
-    compiled = []
-    compile_train = JitParallel.compile_train
+    steps = []
+    lower_train = JitParallel.lower_train
 
     def keeping(*arguments):
-        compiled.append(compile_train(*arguments))
-        return compiled[-1]
+        steps.append(lower_train(*arguments))
+        return steps[-1]
 
-    monkeypatch.setattr(JitParallel, "compile_train", keeping)
+    monkeypatch.setattr(JitParallel, "lower_train", keeping)
     config = tiny(photographs, tmp_path / "run")
     facts = forecast(config, steps=2)
     assert not (tmp_path / "run").exists()
@@ -37,7 +37,8 @@ def test_a_forecast_says_what_the_run_then_finds(
     for name in ("params_total", "params_trainable", "peak_bytes", "n_devices"):
         assert facts[name] == summary[name], name
     assert facts["steps_per_epoch"] * facts["epochs"] == summary["steps"]
-    assert facts["flops_per_image"] * config.batch_size == compiled[0].cost_analysis()["flops"] > 0
+    flops = steps[0].compile().cost_analysis()["flops"]
+    assert facts["flops_per_image"] * config.batch_size == flops > 0
     assert step_bytes(config, ears) == facts["peak_bytes"]
     run_images = facts["images_per_second"] * facts["run_seconds"]
     assert run_images == pytest.approx(summary["steps"] * config.batch_size, rel=1e-3)

@@ -223,6 +223,6 @@ def test_padded_batches_have_one_shape_and_lose_nothing():
 
 
 def test_the_first_step_does_not_wait_for_what_comes_after_the_last():
-    later = {"sklearn", "scipy.stats", "pandas", "matplotlib", "torch"}
+    later = {"sklearn", "scipy.stats", "pandas", "matplotlib", "torch", "orbax.checkpoint", "grain"}
     code = f"import sys, jaxear.train; sys.exit({later!r} & {{*sys.modules}} or 0)"
     subprocess.run([sys.executable, "-c", code], check=True)

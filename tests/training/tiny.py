@@ -56,26 +56,27 @@ def tiny(photographs: Path, out: Path, **changes: Any) -> TrainConfig:
 def quick_compilation() -> Iterator[None]:
     """Here runs that differ in nothing that is compiled are traced and compiled once, without XLA's
     optimisations: these take most of the time of such tests, and do not change what they say."""
-    make, compile_train = jaxear.training.program.make_train_step, JitParallel.compile_train
+    make, lower_train = jaxear.training.program.make_train_step, JitParallel.lower_train
 
     def make_train_step(config: TrainConfig, *arguments: Any, **options: Any) -> Any:
         step = make(config, *arguments, **options)
         step.made_from = repr((dataclasses.replace(config, out=None), arguments[-1]))
         return step
 
-    def compiled_once(self: JitParallel, step: Any, *arguments: Any) -> Any:
+    def lowered_once(self: JitParallel, step: Any, *arguments: Any) -> Any:
         key = (
             self,
             getattr(step, "made_from", step),
             str(jax.tree.map(lambda x: (x.shape, x.dtype), arguments)),
         )
         if key not in _programs:
-            _programs[key] = compile_train(self, step, *arguments)
+            lowered = lower_train(self, step, *arguments)
+            _programs[key] = SimpleNamespace(compile=cache(lowered.compile))
         return _programs[key]
 
     with pytest.MonkeyPatch.context() as patch, optimizations(False):
         patch.setattr(jaxear.training.program, "make_train_step", make_train_step)
-        patch.setattr(JitParallel, "compile_train", compiled_once)
+        patch.setattr(JitParallel, "lower_train", lowered_once)
         # For programs that are started: XLA reads its flags when it first compiles, as `quick` did.
         flags = " ".join(f"--{name}={value}" for name, value in quick().items())
         patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
