@@ -21,7 +21,7 @@ def trainable_parameters(model: EarVAE, freeze: str | int, image_size: int) -> f
     """The dotted paths of the parameters that the optimiser moves.
 
     Not among them are the backbone's stem and first N blocks, or all of it, as `freeze` says, the
-    pixel path, which is fitted before, nor parameters on which no output depends: what lies deeper
+    pixel path, which is fitted before, nor parameters on which no code depends: what lies deeper
     than the features in use gets no gradient, and weight decay alone would wear it away.
     """
     skeleton, leaves = split_model(model)
@@ -29,30 +29,26 @@ def trainable_parameters(model: EarVAE, freeze: str | int, image_size: int) -> f
     def is_free(path: Path) -> bool:
         for prefix, backbone in model.backbones.items():
             if path[: len(prefix)] == prefix:
-                if freeze in ("none", "all"):
-                    return freeze == "none"
+                if ".".join(map(str, path)) not in used or freeze == "all":
+                    return False
                 depth = backbone.encoder.block_index(path[len(prefix) :])
-                return int(freeze) == 0 or depth > int(freeze)
+                return freeze == "none" or int(freeze) == 0 or depth > int(freeze)
         return path[0] != "pixels"
 
-    used = _used_leaves(skeleton, leaves, image_size)
-    return frozenset(
-        name for name in leaves.trainable if name in used and is_free(skeleton.paths[name])
-    )
+    used = _leaves_of_codes(skeleton, leaves, image_size)
+    return frozenset(name for name in leaves.trainable if is_free(skeleton.paths[name]))
 
 
-def _used_leaves(skeleton: Skeleton, leaves: Partition, image_size: int) -> set[str]:
-    """The leaves on which a reconstruction depends, as JAX finds when it drops unused arguments."""
+def _leaves_of_codes(skeleton: Skeleton, leaves: Partition, image_size: int) -> set[str]:
+    """The leaves on which a code depends, as JAX finds when it drops unused arguments."""
     arrays = {**leaves.trainable, **leaves.frozen, **leaves.buffers}
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arrays)
     images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
 
-    def forward(arrays: Leaves, images: jax.Array) -> tuple[jax.Array, ...]:
-        model = skeleton.model(arrays)
-        mu, logvar = model.encode(images)
-        return mu, logvar, model.decode(mu)
+    def encode(arrays: Leaves, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return skeleton.model(arrays).encode(images)
 
-    exported = jax.export.export(jax.jit(forward), platforms=["cpu"])(abstract, images)
+    exported = jax.export.export(jax.jit(encode), platforms=["cpu"])(abstract, images)
     names = sorted(arrays)  # the order in which JAX flattens a dictionary
     return {names[i] for i in exported.module_kept_var_idx if i < len(names)}
 
