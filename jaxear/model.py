@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxear.backbones.registry import create_backbone
+from jaxear.backbones.registry import create_backbone, without_arrays
 from jaxear.config import ModelConfig, TrainConfig
 from jaxear.errors import UserError
 from jaxear.options import parse_train_options
@@ -99,8 +98,9 @@ def create_vae(
         return head, decoder, pixels
 
     # Compiled as one program: one by one, the random draws take many times as long to compile.
-    draw = partial(nnx.eval_shape, random_parts) if abstract else nnx.jit(random_parts)
-    head, decoder, pixels = draw(rngs)
+    head, decoder, pixels = (
+        without_arrays(random_parts) if abstract else nnx.jit(random_parts)(rngs)
+    )
     model = EarVAE(
         LatentEncoder(backbone, head), decoder, latent_dim=config.latent_dim, pixels=pixels
     )
