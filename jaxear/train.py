@@ -106,8 +106,8 @@ def train(config: TrainConfig, *, resume: bool = False, progress: bool = True) -
         if is_main():
             config.save(run_dir / "config.yaml")
 
-        # The step, compiled ahead of time so that its cost and its memory are known, and beside
-        # what follows, as it takes as long and needs no array
+        # The step, compiled ahead of time so that its cost and its memory are known. XLA does so
+        # beside what follows, which takes as long; tracing would only take turns with it
         clock = StepClock(config.batch_size)
         with clock.compilation():
             lowered = lower_step(program, config, parallel, constants)
