@@ -25,18 +25,20 @@ def trainable_parameters(model: EarVAE, freeze: str | int, image_size: int) -> f
     than the features in use gets no gradient, and weight decay alone would wear it away.
     """
     skeleton, leaves = split_model(model)
+    used = _leaves_of_codes(skeleton, leaves, image_size)
 
-    def is_free(path: Path) -> bool:
+    def is_free(name: str, path: Path) -> bool:
         for prefix, backbone in model.backbones.items():
             if path[: len(prefix)] == prefix:
-                if ".".join(map(str, path)) not in used or freeze == "all":
+                if name not in used:
                     return False
+                if freeze in ("none", "all"):
+                    return freeze == "none"
                 depth = backbone.encoder.block_index(path[len(prefix) :])
-                return freeze == "none" or int(freeze) == 0 or depth > int(freeze)
+                return int(freeze) == 0 or depth > int(freeze)
         return path[0] != "pixels"
 
-    used = _leaves_of_codes(skeleton, leaves, image_size)
-    return frozenset(name for name in leaves.trainable if is_free(skeleton.paths[name]))
+    return frozenset(name for name in leaves.trainable if is_free(name, skeleton.paths[name]))
 
 
 def _leaves_of_codes(skeleton: Skeleton, leaves: Partition, image_size: int) -> set[str]:

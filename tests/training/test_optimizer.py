@@ -14,7 +14,8 @@ from flax import nnx
 from jaxear.config import TrainConfig, validate
 from jaxear.errors import UserError
 from jaxear.model import create_vae
-from jaxear.training.optimizer import create_optimizer, rate_scales
+from jaxear.training.optimizer import create_optimizer, rate_scales, trainable_parameters
+from jaxear.training.state import split_model
 from tests.training.tiny import TINY_SAM
 
 CONFIG = TrainConfig(
@@ -63,6 +64,29 @@ def test_each_backbone_of_a_hybrid_counts_its_own_blocks():
     assert below(rates, vgg + "stages.4.2.") == {0.05}
     assert below(rates, vgg + "stages.0.0.") == {0.1 * 0.5**13}
     assert below(rates, "decoder.") == {1}
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"features": ["stage1", "last"]}, {"pixel_components": 16}]
+)
+def test_what_moves_is_all_that_a_reconstruction_depends_on(changes):
+    config = dataclasses.replace(CONFIG, **changes)
+    model = create_vae(config, 32, rngs=nnx.Rngs(0), abstract=True)
+    skeleton, leaves = split_model(model)
+    arrays = {**leaves.trainable, **leaves.frozen, **leaves.buffers}
+
+    def forward(arrays, images):
+        model = skeleton.model(arrays)
+        mu, logvar = model.encode(images)
+        return mu, logvar, model.decode(mu)
+
+    images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    exported = jax.export.export(jax.jit(forward), platforms=["cpu"])(arrays, images)
+    names = sorted(arrays)
+    read = {names[i] for i in exported.module_kept_var_idx if i < len(names)}
+    learnt = {name for name in leaves.trainable if not name.startswith("pixels.")}
+    assert trainable_parameters(model, "none", 32) == read & learnt
+    assert learnt - read  # the neck, or what is deeper than the features
 
 
 def test_an_update_is_scaled_by_its_rate():
