@@ -1,7 +1,8 @@
 """Ear photographs and drawn ears: from files to arrays."""
 
 from jaxear.data.dataset import EarImages, load_images
-from jaxear.data.images import ImageError, crop_box, decode, mirror, prepare_image, to_square
+from jaxear.data.decoding import ImageError, decode
+from jaxear.data.images import crop_box, mirror, prepare_image, to_square
 from jaxear.data.records import Record, Side
 from jaxear.data.sources import LAYOUTS, load_records
 from jaxear.data.splits import Splits, split_by_subject

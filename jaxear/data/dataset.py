@@ -10,7 +10,8 @@ from functools import partial
 
 import numpy as np
 
-from jaxear.data.images import MAX_PIXELS, Fit, ImageError, prepare_image
+from jaxear.data.decoding import MAX_PIXELS, ImageError
+from jaxear.data.images import Fit, prepare_image
 from jaxear.data.progress import reading_bar
 from jaxear.data.records import Record
 from jaxear.data.store import Store

@@ -25,13 +25,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from jaxear.data.images import Fit, ImageError, prepare_image, read_file
+from jaxear.data.decoding import ImageError, read_file
+from jaxear.data.images import Fit, prepare_image
 from jaxear.data.records import Record
 from jaxear.errors import UserError
 
@@ -61,11 +62,10 @@ class Settings:
     mirror_left: bool = True
     normalize_colour: bool = False
 
-    def prepare(self, record: Record, content: bytes | None = None) -> np.ndarray:
-        """The record's picture, uint8 [image_size, image_size, 3]; raises `ImageError`.
-
-        `content` is what the record's file holds, where it has been read already.
-        """
+    def prepare(
+        self, record: Record, content: bytes | None = None, out: np.ndarray | None = None
+    ) -> np.ndarray:
+        """The record's picture, as `prepare_image` makes it."""
         return prepare_image(
             record,
             image_size=self.image_size,
@@ -74,6 +74,7 @@ class Settings:
             mirror_left=self.mirror_left,
             colour_normalized=self.normalize_colour,
             content=content,
+            out=out,
         )
 
 
@@ -201,7 +202,7 @@ def _update(
 ) -> None:
     head = {"format": FORMAT, "settings": dataclasses.asdict(settings), "root": str(root)}
     former = _former_entries(folder, settings)
-    entries = [_entry(record, root) for record in records]
+    entries = _entries(records, root)
     old = [former.get(_identity(entry)) for entry in entries]
     kept, todo = {}, []
     for i, (entry, before) in enumerate(zip(entries, old, strict=True)):
@@ -302,7 +303,7 @@ def _prepare_some(settings: Settings, records: list[Record]) -> tuple[np.ndarray
     for record in records:
         try:
             content = read_file(record.path)
-            pictures[n] = settings.prepare(record, content)
+            settings.prepare(record, content, out=pictures[n])
         except ImageError as error:
             found.append({"reason": error.reason})
         else:
@@ -314,14 +315,22 @@ def _prepare_some(settings: Settings, records: list[Record]) -> tuple[np.ndarray
 # Entries
 
 
-def _entry(record: Record, root: Path) -> Entry:
+def _entries(records: Sequence[Record], root: Path) -> list[Entry]:
+    @cache  # it takes longer than all else of an entry
+    def prefix(folder: str) -> str:
+        return os.path.relpath(os.path.join(folder, "x"), root)[:-1]
+
+    return [_entry(r, prefix(os.path.dirname(r.path)) + r.path.name) for r in records]
+
+
+def _entry(record: Record, path: str) -> Entry:
     try:
         stat = record.path.stat()
         size, mtime_ns = stat.st_size, stat.st_mtime_ns
     except OSError:
         size = mtime_ns = None  # what is wrong, decoding will tell
     return {
-        "path": os.path.relpath(record.path, root),
+        "path": path,
         "subject": record.subject,
         "side": record.side,
         "box": None if record.box is None else list(record.box),

@@ -16,7 +16,7 @@ from flax import nnx
 
 from jaxear.config import DataConfig
 from jaxear.data.dataset import EarImages
-from jaxear.data.images import MAX_PIXELS, ImageError
+from jaxear.data.decoding import MAX_PIXELS, ImageError
 from jaxear.data.pipeline import load_split, settings_of
 from jaxear.data.records import Record, Side
 from jaxear.eigenears import EigenEars

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxear.data import images
-from jaxear.data.images import ImageError, decode
+from jaxear.data import decoding
+from jaxear.data.decoding import ImageError, decode
 from tests.data.conftest import corner_picture, save, write_image
 
 # How a camera stores the upright picture under each EXIF orientation (EXIF 2.32, 4.6.4 A): which
@@ -167,7 +167,7 @@ def test_a_plain_jpeg_is_decoded_without_pillow_to_the_same_pixels(
     Image.fromarray(noise).convert(mode).save(path, quality=80, **options)
     with Image.open(path) as image:
         expected = np.asarray(image.convert("RGB"))
-    monkeypatch.setattr(images.Image, "open", None)
+    monkeypatch.setattr(decoding.Image, "open", None)
     np.testing.assert_array_equal(decode(path, enough=30), expected)
 
 
@@ -195,20 +195,60 @@ def test_exif_behind_another_segment_is_found(tmp_path):
     )
 
 
+def grey_bmp(path: Path, shape: tuple[int, int]) -> np.ndarray:
+    grey = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    Image.fromarray(grey).save(path)
+    return np.repeat(grey[..., None], 3, axis=-1)
+
+
+@pytest.mark.parametrize("width", [44, 45, 46, 47])  # rows are filled up to four bytes
+def test_a_bmp_of_greys_is_decoded_without_pillow_to_the_same_pixels(tmp_path, width, monkeypatch):
+    expected = grey_bmp(tmp_path / "x.bmp", (67, width))
+    monkeypatch.setattr(decoding.Image, "open", None)
+    np.testing.assert_array_equal(decode(tmp_path / "x.bmp"), expected)
+
+
+@pytest.mark.parametrize(
+    ("at", "value", "like"),
+    [
+        (22, struct.pack("<i", -67), lambda a: a[::-1]),  # the highest row comes first
+        (
+            54,
+            bytes(x for grey in range(255, -1, -1) for x in (grey, grey, grey, 0)),
+            lambda a: 255 - a,
+        ),
+    ],
+)
+def test_another_kind_of_bmp_is_left_to_pillow(tmp_path, at, value, like):
+    path = tmp_path / "x.bmp"
+    expected = like(grey_bmp(path, (67, 45)))
+    content = path.read_bytes()
+    path.write_bytes(content[:at] + value + content[at + len(value) :])
+    np.testing.assert_array_equal(decode(path), expected)
+
+
+def test_a_bmp_of_greys_that_is_cut_off_or_too_large_is_refused(tmp_path):
+    path = tmp_path / "x.bmp"
+    grey_bmp(path, (67, 45))
+    assert "megapixels" in reason(path, max_pixels=67 * 45 - 1)
+    os.truncate(path, path.stat().st_size - 48)  # a row
+    assert "truncated" in reason(path)
+
+
 # Files that are no picture, or not a whole one
 
 
 def test_a_file_that_shrinks_while_it_is_read_is_refused(tmp_path, monkeypatch):
     path = save(corner_picture(), tmp_path / "x.jpg")
     read = os.read
-    monkeypatch.setattr(images.os, "read", lambda file, size: read(file, size - 1))
+    monkeypatch.setattr(decoding.os, "read", lambda file, size: read(file, size - 1))
     assert reason(path) == "the file became shorter while it was read"
 
 
 def test_a_file_that_is_too_large_is_not_read(tmp_path):
     path = tmp_path / "x.bmp"
     with path.open("wb") as file:
-        file.truncate(images.MAX_BYTES + 1)
+        file.truncate(decoding.MAX_BYTES + 1)
     assert reason(path) == "256 megabytes, over the limit of 256"
 
 

@@ -19,7 +19,7 @@ from PIL import Image
 from jaxear import cli
 from jaxear.config import DataConfig
 from jaxear.data import load_records, prepare_image, store
-from jaxear.data.images import read_file
+from jaxear.data.decoding import read_file
 from jaxear.data.pipeline import cache_folder, load_split
 from jaxear.data.store import Settings, is_store, open_store, prepare_store
 from jaxear.errors import UserError
