@@ -19,6 +19,11 @@ ratios.
 
 from __future__ import annotations
 
+from jaxear.process_memory import restart_to_keep_memory
+
+if __name__ == "__main__":
+    restart_to_keep_memory()  # as `jaxear data prepare` does
+
 import argparse
 import json
 import os

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from jaxear.process_memory import restart_to_keep_memory
+
+if __name__ == "__main__":
+    restart_to_keep_memory()  # as `jaxear data` does
+
 import sys
 import time
 from collections.abc import Sequence
