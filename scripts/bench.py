@@ -159,7 +159,7 @@ def _until(
             if row is None:
                 return
             yield row
-        yield missing("no time was left for more; see --minutes")
+        yield missing("no row is begun so late; see --minutes")
     except (ImportError, UserError) as error:
         yield missing(str(error))
     except (MemoryError, RuntimeError) as error:  # what XLA and torch raise, too, without memory

@@ -65,6 +65,18 @@ def test_torch_runs_in_a_process_of_its_own():
         torch.make("no_such_thing")
 
 
+@pytest.mark.parametrize("slower", [2.9, 3.0])
+def test_bfloat16_is_left_out_of_gradients_where_it_takes_too_long(slower, monkeypatch):
+    pytest.importorskip("torch")
+    in_torch = import_module("scripts.benchmarks.in_torch")
+    plan = Plan(smoke=True)
+    monkeypatch.setattr(in_torch, "_times_as_long", lambda *_: slower)
+    contenders, notes = in_torch.sam(plan, 32, 8, True)
+    assert ("torch bf16" in contenders) == (slower < 3)
+    assert ("takes 3 times as long" in notes.get("torch bf16", "")) == (slower >= 3)
+    assert "torch bf16" in in_torch.sam(plan, 32, 8, False)[0]
+
+
 def test_the_table_shows_ratios_and_what_is_missing():
     row = Row("SAM", {"jaxear": [0.1], "torch": [0.25]}, facts={"peak_bytes": 2e9})
     report = {
