@@ -65,16 +65,17 @@ def test_torch_runs_in_a_process_of_its_own():
         torch.make("no_such_thing")
 
 
-@pytest.mark.parametrize("slower", [2.9, 3.0])
-def test_bfloat16_is_left_out_of_gradients_where_it_takes_too_long(slower, monkeypatch):
+@pytest.mark.parametrize("slowdown", [2.9, 3.0])
+@pytest.mark.parametrize("backward", [False, True])
+def test_bfloat16_is_left_out_where_it_takes_too_long(slowdown, backward, monkeypatch):
     pytest.importorskip("torch")
     in_torch = import_module("scripts.benchmarks.in_torch")
     plan = Plan(smoke=True)
-    monkeypatch.setattr(in_torch, "_times_as_long", lambda *_: slower)
-    contenders, notes = in_torch.sam(plan, 32, 8, True)
-    assert ("torch bf16" in contenders) == (slower < 3)
-    assert ("takes 3 times as long" in notes.get("torch bf16", "")) == (slower >= 3)
-    assert "torch bf16" in in_torch.sam(plan, 32, 8, False)[0]
+    assert in_torch._slowdown_of_bfloat16(plan, 32, 8) > 0
+    monkeypatch.setattr(in_torch, "_slowdown_of_bfloat16", lambda *_: slowdown)
+    contenders, notes = in_torch.sam(plan, 32, 8, backward)
+    assert ("torch bf16" in contenders) == (slowdown < 3)
+    assert ("takes 3 times as long" in notes.get("torch bf16", "")) == (slowdown >= 3)
 
 
 def test_the_table_shows_ratios_and_what_is_missing():
