@@ -183,13 +183,9 @@ def _decode_grey_bmp(content: bytes, max_pixels: int) -> np.ndarray | None:
     palette = content[_BMP_HEADER.size : start]
     if (header, bits, compression) != (40, 8, 0) or colours not in (0, 256) or palette != _GREYS:
         return None
-    row = -(width // -4) * 4  # bytes of a row; the last one may be followed by anything
-    if (
-        width < 1
-        or height < 1
-        or width * height > max_pixels
-        or len(content) < start + row * height
-    ):
+    row = -(width // -4) * 4  # bytes of one
+    whole = width > 0 and height > 0 and len(content) >= start + row * height
+    if not whole or width * height > max_pixels:
         return None
     rows = np.frombuffer(content, np.uint8, row * height, start).reshape(height, row)
     return grey_to_rgb(rows[::-1, :width, None])  # the lowest row comes first

@@ -157,11 +157,8 @@ def _resize(image: np.ndarray, width: int, height: int) -> np.ndarray:
         new = vectorised.ImageData(width, height, pixel)
         vectorised.Resizer().resize(old, new, _bicubic())
         resized = np.frombuffer(new.get_buffer(), np.uint8)
-    return (
-        grey_to_rgb(resized.reshape(height, width, 1))
-        if grey
-        else resized.reshape(height, width, 3)
-    )
+    resized = resized.reshape(height, width, -1)
+    return grey_to_rgb(resized) if grey else resized
 
 
 def mirror(image: np.ndarray) -> np.ndarray:
