@@ -42,17 +42,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from jaxear.compilation_cache import keep_compiled_programs
 from jaxear.process_memory import keep_memory_of_jax, restart_to_keep_memory
 
-# In this order, so that what comes last suffers where time runs out; on a GPU it is FIRST_ON_GPU.
+# In this order, so that what comes last suffers where time runs out: on a slow machine some of many
+# networks, not whole groups. On a GPU FIRST_ON_GPU come first.
 GROUPS = {
     "sam": "networks.sam_rows",
     "vae": "training.vae_rows",
     "memory": "training.memory_rows",
     "start": "inputs.start_rows",
-    "timm": "networks.timm_rows",
+    "parity": "networks.parity_rows",
     "pca": "inputs.pca_rows",
     "data": "inputs.data_rows",
-    "parity": "networks.parity_rows",
     "epoch": "training.epoch_rows",
+    "timm": "networks.timm_rows",
 }
 FIRST_ON_GPU = ("sam", "vae", "parity", "epoch")
 # The last row that is begun may take a minute and a half.
