@@ -211,7 +211,8 @@ def _cells(row: dict[str, Any]) -> list[str]:
         "data_wait_share": lambda v: f"{100 * v:.1f} % waiting for data",
         "seconds_for_15029_ears": lambda v: f"{v:.1f} s for 15,029 ears",
     }
-    notes |= dict.fromkeys(("torch.compile", "torch bf16", "torch DataLoader"), str)
+    for name in ("torch.compile", "torch bf16", "torch DataLoader"):
+        notes[name] = lambda why, name=name: f"{name}: {why}"
     return [
         row["name"],
         _milliseconds(row["seconds"]["jaxear"]) if "jaxear" in times else "",

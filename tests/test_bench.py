@@ -77,9 +77,18 @@ def test_bfloat16_is_left_out_where_it_takes_too_long(slowdown, backward, monkey
     assert ("torch bf16" in contenders) == (slowdown < 3)
     assert ("takes 3 times as long" in notes.get("torch bf16", "")) == (slowdown >= 3)
 
+    def failing(*_):
+        raise RuntimeError("not implemented for 'BFloat16'")
+
+    monkeypatch.setattr(in_torch, "_slowdown_of_bfloat16", failing)
+    contenders, notes = in_torch.sam(plan, 32, 8, backward)
+    assert "torch bf16" not in contenders
+    assert notes["torch bf16"] == "RuntimeError: not implemented for 'BFloat16'"
+
 
 def test_the_table_shows_ratios_and_what_is_missing():
-    row = Row("SAM", {"jaxear": [0.1], "torch": [0.25]}, facts={"peak_bytes": 2e9})
+    facts = {"peak_bytes": 2e9, "torch bf16": "TooSlowError: not timed"}
+    row = Row("SAM", {"jaxear": [0.1], "torch": [0.25]}, facts=facts)
     report = {
         "device": "cpu",
         "matmul_peak_flops_per_second": {"float32": 1e11},
@@ -90,6 +99,7 @@ def test_the_table_shows_ratios_and_what_is_missing():
     shown = console.file.getvalue()
     for words in ("2.50 (2.50 to 2.50)", "100 ms", "2.00 GB", "not here", "0.10 TFLOP/s"):
         assert words in shown
+    assert "torch bf16: TooSlowError: not timed" in shown
 
 
 def test_every_group_of_rows_exists():

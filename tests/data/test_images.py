@@ -131,6 +131,23 @@ def test_a_square_is_mirrored_and_written_where_it_is_wanted(mode):
         assert not grid[[0, 2]].any()
 
 
+@pytest.mark.skipif(images.vectorised is None, reason="it has no wheels for this machine")
+@pytest.mark.parametrize("shape", [(200, 160), (97, 300), (40, 30), (300, 128)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_resizing_is_pillows(shape, channels, monkeypatch):
+    # Not up to the limits of uint8, as there the order of rows and columns tells.
+    noise = np.random.default_rng(0).integers(60, 196, (*shape, channels), np.uint8)
+    image = grey_to_rgb(noise) if channels == 1 else noise
+    fast = {mode: to_square(image, 128, mode) for mode in ("pad", "stretch", "crop")}
+    monkeypatch.setattr(images, "vectorised", None)
+    for mode, found in fast.items():
+        expected = to_square(np.ascontiguousarray(image), 128, mode)
+        assert found.shape == expected.shape == (128, 128, 3)
+        assert np.abs(found.astype(int) - expected).max() <= 2
+        assert np.abs(found.astype(int) - expected).mean() < 0.3
+        np.testing.assert_array_equal(to_square(image, 128, mode), expected)
+
+
 def exact_resize(image: np.ndarray, width: int, height: int) -> np.ndarray:
     """Pillow's in float32, which does not round."""
     planes = [Image.fromarray(image[..., c].astype(np.float32)) for c in range(3)]

@@ -21,6 +21,7 @@ from jaxear.config import DataConfig
 from jaxear.data import load_records, prepare_image, store
 from jaxear.data.decoding import read_file
 from jaxear.data.pipeline import cache_folder, load_split
+from jaxear.data.records import Record
 from jaxear.data.store import Settings, is_store, open_store, prepare_store
 from jaxear.errors import UserError
 from tests.data.conftest import corner_picture, write_image
@@ -77,6 +78,15 @@ def test_a_store_holds_what_prepare_image_makes(photos, tmp_path):
     assert first["size"] == records[0].path.stat().st_size
     assert len(first["sha256"]) == 64
     assert sorted(tree(tmp_path / "cache")) == [".lock", "images.u8", "manifest.json"]
+
+
+def test_paths_are_relative_to_the_data(tmp_path):
+    root = tmp_path / "photos"
+    names = ["a.png", "sub/a.png", "sub/b.png", "../elsewhere/a.png"]
+    records = [Record(write_image(root / name, (40, 40)), "s") for name in names]
+    prepare_store(tmp_path / "cache", records, root, SETTINGS)
+    manifest = json.loads((tmp_path / "cache" / "manifest.json").read_text())
+    assert [entry["path"] for entry in manifest["records"]] == names
 
 
 def test_boxes_sides_and_views_come_back(tmp_path):
