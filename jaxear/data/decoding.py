@@ -47,8 +47,11 @@ class ImageError(UserError):
         self.path = None if path is None else Path(path)
 
 
-def read_file(path: str | Path) -> bytes:
-    """What a file of at most `MAX_BYTES` holds; raises `ImageError` where that cannot be read."""
+def read_file(path: str | Path) -> tuple[bytes, os.stat_result]:
+    """What a file of at most `MAX_BYTES` holds, and what it was like before it was read.
+
+    Raises `ImageError` where it cannot be read.
+    """
     try:
         # Not to wait for a writer, where it is a pipe.
         file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
@@ -68,7 +71,7 @@ def read_file(path: str | Path) -> bytes:
             os.close(file)
         if len(content) < status.st_size:
             raise ImageError("the file became shorter while it was read", path)
-        return content
+        return content, status
     except (FileNotFoundError, NotADirectoryError):
         raise ImageError("there is no such file", path) from None
     except OSError as error:
@@ -91,13 +94,13 @@ def decode(
 
     With `enough` pixels a side, a JPEG that is larger is decoded at 1/2, 1/4 or 1/8 of its size if
     both of its sides then still are at least that long: several times as fast. `content` is what
-    `read_file` gave, where the file has been read already.
+    `read_file` found, where the file has been read already.
 
     Raises `ImageError` for anything that is no whole picture of at most `max_pixels` pixels; the
     size is known from the header, before anything is decoded.
     """
     if content is None:
-        content = read_file(path)
+        content, _ = read_file(path)
     picture = _decode_plain_jpeg(content, max_pixels, enough)
     if picture is None:
         picture = _decode_grey_bmp(content, max_pixels)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import math
-from functools import lru_cache
+import threading
+from functools import cached_property, lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -129,6 +130,17 @@ def _padding(size: int) -> np.ndarray:
 _REDUCING_GAP = 3.0
 
 
+class _Local(threading.local):
+    """What each thread has for itself."""
+
+    @cached_property
+    def resizer(self) -> Any:  # it keeps the memory between the two directions
+        return vectorised.Resizer()
+
+
+_local = _Local()
+
+
 @lru_cache(maxsize=1)
 def _bicubic() -> Any:
     kernel = vectorised.ResizeAlg.convolution(vectorised.FilterType.catmull_rom)
@@ -155,7 +167,7 @@ def _resize(image: np.ndarray, width: int, height: int) -> np.ndarray:
         pixel = vectorised.PixelType.U8 if grey else vectorised.PixelType.U8x3
         old = vectorised.ImageData(old_width, old_height, pixel, pixels.tobytes())
         new = vectorised.ImageData(width, height, pixel)
-        vectorised.Resizer().resize(old, new, _bicubic())
+        _local.resizer.resize(old, new, _bicubic())
         resized = np.frombuffer(new.get_buffer(), np.uint8)
     resized = resized.reshape(height, width, -1)
     return grey_to_rgb(resized) if grey else resized

@@ -4,7 +4,8 @@ A store is a folder of
     images.u8       the prepared pictures, uint8 [M, S, S, 3], one after the other
     manifest.json   settings, and for each record its file and its row in images.u8, or why it
                     could not be used; written last, in one piece
-    journal.jsonl   the same of what has been prepared since; there only while the store is made
+    journal.jsonl   the same of what has been prepared since, a line of settings and then lines of
+                    many records; there only while the store is made
 Pictures are only ever added to images.u8, so that who has it open is not disturbed when files that
 changed are prepared again. Paths in the manifest are relative to the data's folder and are there to
 be shown: nothing outside the store is opened to read it.
@@ -42,14 +43,17 @@ FORMAT = "jaxear-images-1"
 PIXELS, MANIFEST, JOURNAL, LOCK = "images.u8", "manifest.json", "journal.jsonl", ".lock"
 _OURS = {PIXELS, MANIFEST, JOURNAL, LOCK, f"{MANIFEST}.tmp"}
 
-# After so many bytes of pictures, or seconds, they are entered in the journal. Four times as many
+# After so many bytes of pictures, or seconds, they are entered in the journal. Eight times as many
 # bytes may be decoded ahead, so that nobody waits for the disk.
-_CHUNK_BYTES, _CHUNK_SECONDS = 2**24, 2.0
+_CHUNK_BYTES, _CHUNK_SECONDS = 2**23, 2.0
 
 # So many pictures are one task of a thread: handing it over takes as long as a tenth of a picture.
 _TASK = 16
 
 Entry = dict[str, Any]  # a line of the manifest
+
+# What an entry has beside its record. That of a file that cannot be used has a "reason" instead.
+_OF_PICTURE = ("size", "mtime_ns", "sha256", "row")
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,10 @@ def open_store(folder: str | Path) -> Store:
             f"{folder} is not finished. Give the command that began it once more: it goes on where "
             "it stopped."
         )
-    manifest = _read_manifest(folder)
+    return _mapped(folder, _read_manifest(folder))
+
+
+def _mapped(folder: Path, manifest: dict[str, Any]) -> Store:
     try:
         settings = Settings(**manifest["settings"])
         root = Path(manifest["root"])
@@ -170,7 +177,9 @@ def prepare_store(
         if {child.name for child in folder.iterdir()} - _OURS:
             raise UserError(f"{folder} holds something else. Give a folder that is new or empty.")
         with _exclusive(folder):
-            _update(folder, records, root, settings, workers or os.cpu_count() or 1, report)
+            manifest = _update(
+                folder, records, root, settings, workers or os.cpu_count() or 1, report
+            )
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             need = len(records) * settings.image_size**2 * 3 / 1e6
@@ -178,7 +187,7 @@ def prepare_store(
         else:
             what = error.strerror or str(error)
         raise UserError(f"Prepared images cannot be kept in {folder}: {what}.") from error
-    return open_store(folder)
+    return _mapped(folder, manifest)
 
 
 @contextmanager
@@ -199,15 +208,16 @@ def _update(
     settings: Settings,
     workers: int,
     report: Callable[[int, int], None],
-) -> None:
+) -> dict[str, Any]:
+    """Prepare what is new; returns the manifest that has been written."""
     head = {"format": FORMAT, "settings": dataclasses.asdict(settings), "root": str(root)}
     former = _former_entries(folder, settings)
     entries = _entries(records, root)
     old = [former.get(_identity(entry)) for entry in entries]
     kept, todo = {}, []
     for i, (entry, before) in enumerate(zip(entries, old, strict=True)):
-        if before and "row" in before and _stamp(before) == _stamp(entry):
-            kept[i] = entry | {key: before[key] for key in ("sha256", "row")}
+        if before and "row" in before and _unchanged(before, records[i].path):
+            kept[i] = entry | {key: before[key] for key in _OF_PICTURE}
         else:
             todo.append(i)
     if todo:
@@ -223,12 +233,13 @@ def _update(
                     "%s: %s; the picture that was prepared of it before is used",
                     records[i].path, entry["reason"],
                 )  # fmt: skip
-                entry = entries[i] | {k: before[k] for k in ("size", "mtime_ns", "sha256", "row")}
+                entry = entries[i] | {key: before[key] for key in _OF_PICTURE}
             kept[i] = entry
     manifest = head | {"records": [kept[i] for i in range(len(records))]}
     if not (folder / MANIFEST).exists() or _read_manifest(folder) != manifest:
         _write_manifest(folder, manifest)
     (folder / JOURNAL).unlink(missing_ok=True)
+    return manifest
 
 
 def _prepare_rows(
@@ -244,8 +255,8 @@ def _prepare_rows(
     """The entries with row and sha256, or reason, added; pictures go to rows from `n_rows` on."""
     n_bytes = settings.image_size**2 * 3
     # Small enough for all threads to have some, where there are few photographs.
-    task = max(1, min(_TASK, _CHUNK_BYTES // n_bytes // 4, len(records) // (4 * workers)))
-    ahead = max(2 * workers, 4 * _CHUNK_BYTES // (task * n_bytes))
+    task = max(1, min(_TASK, _CHUNK_BYTES // n_bytes // 2, len(records) // (4 * workers)))
+    ahead = max(2 * workers, 8 * _CHUNK_BYTES // (task * n_bytes))
     done: list[Entry] = []
     _mend_journal(folder / JOURNAL)
     pool = ThreadPoolExecutor(workers)
@@ -253,7 +264,7 @@ def _prepare_rows(
         # What a program that was killed had written but not entered.
         pixels.truncate(n_rows * n_bytes)
         if not (folder / JOURNAL).stat().st_size:
-            _append(journal, [head])
+            _append(journal, head)
         n_entered, last = 0, time.monotonic()
         try:
             report(0, len(records))
@@ -269,14 +280,11 @@ def _prepare_rows(
                     done.append(entry)
                 report(len(done), len(records))
                 n_new = len(done) - n_entered
-                if (
-                    n_new * n_bytes >= _CHUNK_BYTES
-                    or time.monotonic() - last > _CHUNK_SECONDS
-                    or len(done) == len(records)
-                ):
+                if n_new * n_bytes >= _CHUNK_BYTES or time.monotonic() - last > _CHUNK_SECONDS:
                     _to_disk(pixels)  # before the journal says that they are there
                     _append(journal, done[n_entered:])
                     n_entered, last = len(done), time.monotonic()
+            _to_disk(pixels)  # before the manifest does
         finally:
             pool.shutdown(cancel_futures=True)
     return done
@@ -296,18 +304,24 @@ def _in_order(
 
 
 def _prepare_some(settings: Settings, records: list[Record]) -> tuple[np.ndarray, list[Entry]]:
-    """The pictures that there are, and for each record its file's sha256, or why there is none."""
+    """The pictures that there are, and what each record's entry gets, less "row"."""
     side = settings.image_size
     pictures = np.empty((len(records), side, side, 3), np.uint8)
     n, found = 0, []
     for record in records:
         try:
-            content = read_file(record.path)
+            content, status = read_file(record.path)
             settings.prepare(record, content, out=pictures[n])
         except ImageError as error:
             found.append({"reason": error.reason})
         else:
-            found.append({"sha256": hashlib.sha256(content).hexdigest()})
+            found.append(
+                {
+                    "size": status.st_size,
+                    "mtime_ns": status.st_mtime_ns,
+                    "sha256": hashlib.sha256(content).hexdigest(),
+                }
+            )
             n += 1
     return pictures[:n], found
 
@@ -320,24 +334,19 @@ def _entries(records: Sequence[Record], root: Path) -> list[Entry]:
     def prefix(folder: str) -> str:
         return os.path.relpath(os.path.join(folder, "x"), root)[:-1]
 
-    return [_entry(r, prefix(os.path.dirname(r.path)) + r.path.name) for r in records]
-
-
-def _entry(record: Record, path: str) -> Entry:
-    try:
-        stat = record.path.stat()
-        size, mtime_ns = stat.st_size, stat.st_mtime_ns
-    except OSError:
-        size = mtime_ns = None  # what is wrong, decoding will tell
-    return {
-        "path": path,
-        "subject": record.subject,
-        "side": record.side,
-        "box": None if record.box is None else list(record.box),
-        "view": record.view,
-        "size": size,
-        "mtime_ns": mtime_ns,
-    }
+    entries = []
+    for record in records:
+        folder, name = os.path.split(record.path)
+        entries.append(
+            {
+                "path": prefix(folder) + name,
+                "subject": record.subject,
+                "side": record.side,
+                "box": None if record.box is None else list(record.box),
+                "view": record.view,
+            }
+        )
+    return entries
 
 
 def _record(entry: Entry, root: Path) -> Record:
@@ -356,8 +365,13 @@ def _identity(entry: Entry) -> tuple:
     return entry["path"], tuple(entry["box"] or ()), entry["side"]
 
 
-def _stamp(entry: Entry) -> tuple:
-    return entry["size"], entry["mtime_ns"]
+def _unchanged(entry: Entry, path: Path) -> bool:
+    """Whether a file is the one that the entry's picture was made from."""
+    try:
+        status = path.stat()
+    except OSError:
+        return False  # what is wrong, reading it will tell
+    return (entry["size"], entry["mtime_ns"]) == (status.st_size, status.st_mtime_ns)
 
 
 def _former_entries(folder: Path, settings: Settings) -> dict[tuple, Entry]:
@@ -417,8 +431,8 @@ def _read_head(path: Path) -> dict[str, Any]:
             head = json.loads(b"\n".join(lines))
         else:
             # What follows the last line break was being written when the program was killed.
-            head, *entries = (json.loads(line) for line in lines[:-1])
-            head["records"] = entries
+            head, *chunks = (json.loads(line) for line in lines[:-1])
+            head["records"] = [entry for chunk in chunks for entry in chunk]
     except (OSError, ValueError, RecursionError):
         return {}
     return head if isinstance(head, dict) else {}
@@ -440,8 +454,8 @@ def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     temporary.replace(folder / MANIFEST)
 
 
-def _append(journal: BinaryIO, entries: list[Entry]) -> None:
-    journal.write(b"".join(json.dumps(entry).encode() + b"\n" for entry in entries))
+def _append(journal: BinaryIO, line: dict[str, Any] | list[Entry]) -> None:
+    journal.write(json.dumps(line).encode() + b"\n")  # half the time of one by one
     _to_disk(journal)
 
 
