@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -44,14 +45,21 @@ def folder_subjects(paths: Sequence[Path]) -> list[tuple[str, Side]]:
     side, and the subject is the folder around it. Files that share one folder with everything else
     are a subject each, as then nothing says which of them show the same person.
     """
-    common = Path(os.path.commonpath([path.parent for path in paths])) if paths else Path()
+    folders = [os.path.dirname(path) for path in paths]
+    common = Path(os.path.commonpath(set(folders))) if paths else Path()
+
+    @cache
+    def of_folder(folder: str) -> tuple[str | None, Side]:
+        names = list(Path(folder).relative_to(common).parts)
+        side = parse_side(os.path.basename(folder))
+        if names and side != "unknown":
+            names.pop()
+        return names[-1] if names else None, side
+
     found = []
-    for path in paths:
-        folders = list(path.relative_to(common).parts[:-1])
-        side = parse_side(path.parent.name)
-        if folders and side != "unknown":
-            folders.pop()
-        found.append((folders[-1] if folders else path.name, side))
+    for path, folder in zip(paths, folders, strict=True):
+        subject, side = of_folder(folder)
+        found.append((path.name if subject is None else subject, side))
     return found
 
 

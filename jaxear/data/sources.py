@@ -11,7 +11,8 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterator
-from pathlib import Path, PurePath
+from functools import cache
+from pathlib import Path
 from typing import NamedTuple
 
 from jaxear.data.manifests import read_coco, read_csv, read_npy
@@ -34,14 +35,14 @@ _EARVN = re.compile(r"(\d{3})\.[^/]+/[^/]+\.jpe?g", re.IGNORECASE)
 class Layout(NamedTuple):
     """How one kind of data set is recognised and read.
 
-    `recognise` is given the last two parts of an image's path (folder/name) for a layout of
-    folders, or the list's name for a list. `read` is given the files that were recognised (the list
+    `recognise` is given the last two parts of an image's path ("folder/name") for a layout of
+    folders, or the list's path for a list. `read` is given the files that were recognised (the list
     itself, for a list) and the data root.
     """
 
     example: str
     is_list: bool
-    recognise: Callable[[PurePath], bool]
+    recognise: Callable[[str], bool]
     read: Callable[[list[Path], Path], list[Record]]
 
 
@@ -83,13 +84,13 @@ def data_root(data: str | Path) -> Path:
 def _load_folder(folder: Path, layout: str, root: str | Path | None) -> list[Record]:
     if root is not None:
         raise UserError(f"root goes with a list of images, and {folder} is a folder")
-    images = sorted(_find_images(folder))
+    images = list(_find_images(folder))
     if not images:
         raise UserError(
             f"no images in {folder}; looked in it and its sub-folders for {_formats()}, "
             f"named as in\n{_known_layouts(lists=False)}"
         )
-    tails = [_tail(image) for image in images]
+    tails = _tails(images)
     if layout == "auto":
         layout = _recognise_folder(folder, tails)
     if LAYOUTS[layout].is_list:
@@ -103,7 +104,8 @@ def _load_folder(folder: Path, layout: str, root: str | Path | None) -> list[Rec
             f"none of the {len(images)} images in {folder} is named like layout {layout!r} "
             f"({LAYOUTS[layout].example})"
         )
-    if left_out := sorted(set(images).difference(files)):
+    if len(files) < len(images):
+        left_out = sorted(set(images).difference(files))
         logger.warning(
             "%s: read as %s; %d of %d images are not named so and are left out (for example %s)",
             folder, layout, len(left_out), len(images), left_out[0],
@@ -112,7 +114,9 @@ def _load_folder(folder: Path, layout: str, root: str | Path | None) -> list[Rec
 
 
 def _load_list(file: Path, layout: str, root: str | Path | None) -> list[Record]:
-    names = [name for name, entry in LAYOUTS.items() if entry.is_list and entry.recognise(file)]
+    names = [
+        name for name, entry in LAYOUTS.items() if entry.is_list and entry.recognise(str(file))
+    ]
     if layout == "auto":
         if not names:
             raise UserError(
@@ -127,7 +131,7 @@ def _load_list(file: Path, layout: str, root: str | Path | None) -> list[Record]
     return LAYOUTS[layout].read([file], folder)
 
 
-def _recognise_folder(folder: Path, tails: list[PurePath]) -> str:
+def _recognise_folder(folder: Path, tails: list[str]) -> str:
     counts = {
         name: sum(map(entry.recognise, tails))
         for name, entry in LAYOUTS.items()
@@ -150,17 +154,26 @@ def _find_images(folder: Path) -> Iterator[Path]:
         logger.warning("cannot look into %s: %s", error.filename, error.strerror)
 
     for directory, subfolders, names in os.walk(folder, onerror=warn):
+        inside = Path(directory)
         # __MACOSX and ._* are what macOS adds to archives: not pictures, whatever their suffix.
         subfolders[:] = [name for name in subfolders if not name.startswith((".", "__MACOSX"))]
         for name in names:
             if not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
-                yield Path(directory, name)
+                yield inside / name
 
 
-def _tail(image: Path) -> PurePath:
-    """The image's name after that of the folder that it lies in."""
-    folder, name = os.path.split(os.path.abspath(image))
-    return PurePath(os.path.basename(folder), name)
+def _tails(images: list[Path]) -> list[str]:
+    """Each image's name after that of the folder that it lies in."""
+
+    @cache
+    def name_of(folder: str) -> str:
+        return os.path.basename(os.path.abspath(folder))
+
+    return [f"{name_of(folder)}/{name}" for folder, name in map(os.path.split, images)]
+
+
+def _folder_names(images: list[Path]) -> list[str]:
+    return [tail.partition("/")[0] for tail in _tails(images)]
 
 
 def _formats() -> str:
@@ -194,8 +207,8 @@ def _read_iitd(files: list[Path], root: Path) -> list[Record]:
 def _read_awe(files: list[Path], root: Path) -> list[Record]:
     sides = {folder: _awe_sides(folder) for folder in {file.parent for file in files}}
     return [
-        Record(file, _tail(file).parts[0], sides[file.parent].get(file.name, "unknown"))
-        for file in files
+        Record(file, subject, sides[file.parent].get(file.name, "unknown"))
+        for file, subject in zip(files, _folder_names(files), strict=True)
     ]
 
 
@@ -225,7 +238,7 @@ def _awe_sides(folder: Path) -> dict[str, Side]:
 
 def _read_earvn(files: list[Path], root: Path) -> list[Record]:
     # The folder's whole name (001.ALI_HD) is the subject; the data set does not say which ear.
-    return [Record(file, _tail(file).parts[0]) for file in files]
+    return list(map(Record, files, _folder_names(files)))
 
 
 def _read_folder(files: list[Path], root: Path) -> list[Record]:
@@ -241,19 +254,19 @@ def _of_list(
 LAYOUTS: dict[str, Layout] = {
     "ami": Layout(
         "SSS_VIEW_ear.jpg, such as 000_front_ear.jpg (AMI Ear Database)",
-        False, lambda tail: _AMI.fullmatch(tail.name) is not None, _read_ami,
+        False, lambda tail: _AMI.fullmatch(os.path.basename(tail)) is not None, _read_ami,
     ),
     "iitd": Layout(
         "SSS_N.bmp, such as 001_2.bmp (IIT Delhi Ear Database)",
-        False, lambda tail: _IITD.fullmatch(tail.name) is not None, _read_iitd,
+        False, lambda tail: _IITD.fullmatch(os.path.basename(tail)) is not None, _read_iitd,
     ),
     "awe": Layout(
         "NNN/MM.png with annotations.json, such as 001/01.png (AWE, UERC)",
-        False, lambda tail: _AWE.fullmatch(tail.as_posix()) is not None, _read_awe,
+        False, lambda tail: _AWE.fullmatch(tail) is not None, _read_awe,
     ),
     "earvn": Layout(
         "NNN.Name/x.jpg, such as Images/001.ALI_HD/001 (1).jpg (EarVN1.0)",
-        False, lambda tail: _EARVN.fullmatch(tail.as_posix()) is not None, _read_earvn,
+        False, lambda tail: _EARVN.fullmatch(tail) is not None, _read_earvn,
     ),
     "folder": Layout(
         "any images; those in one sub-folder are one subject, in a single folder a subject each",
@@ -261,14 +274,14 @@ LAYOUTS: dict[str, Layout] = {
     ),
     "csv": Layout(
         "a .csv with the header path[,subject,side,x,y,w,h]",
-        True, lambda name: name.suffix.lower() == ".csv", _of_list(read_csv),
+        True, lambda name: name.lower().endswith(".csv"), _of_list(read_csv),
     ),
     "coco": Layout(
         "a .json in COCO's format: images, annotations with bbox",
-        True, lambda name: name.suffix.lower() == ".json", _of_list(read_coco),
+        True, lambda name: name.lower().endswith(".json"), _of_list(read_coco),
     ),
     "npy": Layout(
         "a .npy with a pickled dict of image_paths and bboxes",
-        True, lambda name: name.suffix.lower() == ".npy", _of_list(read_npy),
+        True, lambda name: name.lower().endswith(".npy"), _of_list(read_npy),
     ),
 }  # fmt: skip
