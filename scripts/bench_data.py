@@ -12,6 +12,8 @@ picture came out upright and every file that is none was listed; and times prepa
     draft           the same after PIL's draft(), as preparation does it: a JPEG of more than six
                     times the size wanted is decoded at a half, a quarter or an eighth
     decode_resize   decode, then PIL's bicubic resize to 128 pixels and numpy.asarray
+    decode_write    decode, and write and sync as many bytes as preparation; what memory for them
+                    costs depends much on the machine
 in as many threads of the same kind of pool, each handed 16 files at a time as in preparation. They
 take turns on the same files; the figures are medians of the turns, and shares medians of the turns'
 ratios.
@@ -173,10 +175,17 @@ def check(
     return {"kept": dict(kept), "refused": dict(refused), "reasons": reasons, "wrong": wrong}
 
 
-def decode_all(paths: list[Path], workers: int, *, draft: bool, resize: bool) -> None:
+def decode_all(
+    paths: list[Path],
+    workers: int,
+    *,
+    draft: bool = False,
+    resize: bool = False,
+    write: bool = False,
+) -> None:
     """The least that can be done with Pillow, in threads."""
 
-    def decode(some: list[Path]) -> None:
+    def decode(some: list[Path]) -> bytes:
         for path in some:
             with Image.open(path) as image:
                 if draft:
@@ -187,15 +196,20 @@ def decode_all(paths: list[Path], workers: int, *, draft: bool, resize: bool) ->
                 scale = SIDE / max(picture.size)
                 size = round(scale * picture.width), round(scale * picture.height)
                 np.asarray(picture.resize(size, Image.Resampling.BICUBIC))
+        return bytes(len(some) * SIDE * SIDE * 3) if write else b""
 
-    with ThreadPoolExecutor(workers) as pool:
-        list(pool.map(decode, [paths[i : i + 16] for i in range(0, len(paths), 16)]))
+    with ThreadPoolExecutor(workers) as pool, tempfile.TemporaryFile() as file:
+        for pictures in pool.map(decode, [paths[i : i + 16] for i in range(0, len(paths), 16)]):
+            file.write(pictures)
+        if write:
+            os.fsync(file.fileno())
 
 
 LOOPS = {
-    "decode": {"draft": False, "resize": False},
-    "draft": {"draft": True, "resize": False},
-    "decode_resize": {"draft": False, "resize": True},
+    "decode": {},
+    "draft": {"draft": True},
+    "decode_resize": {"resize": True},
+    "decode_write": {"write": True},
 }
 
 

@@ -17,7 +17,6 @@ import dataclasses
 import errno
 import fcntl
 import hashlib
-import json
 import logging
 import os
 import time
@@ -26,21 +25,38 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
 from jaxear.data.decoding import ImageError, read_file
+from jaxear.data.entries import (
+    FORMAT,
+    JOURNAL,
+    MANIFEST,
+    OF_PICTURE,
+    Entry,
+    append_line,
+    damage_named,
+    identity,
+    is_unchanged,
+    make_entries,
+    mend_journal,
+    read_head,
+    read_manifest,
+    record_of,
+    to_disk,
+    write_manifest,
+)
 from jaxear.data.images import Fit, prepare_image
 from jaxear.data.records import Record
 from jaxear.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-FORMAT = "jaxear-images-1"
-PIXELS, MANIFEST, JOURNAL, LOCK = "images.u8", "manifest.json", "journal.jsonl", ".lock"
+PIXELS, LOCK = "images.u8", ".lock"
 _OURS = {PIXELS, MANIFEST, JOURNAL, LOCK, f"{MANIFEST}.tmp"}
 
 # After so many bytes of pictures, or seconds, they are entered in the journal. Eight times as many
@@ -49,11 +65,6 @@ _CHUNK_BYTES, _CHUNK_SECONDS = 2**23, 2.0
 
 # So many pictures are one task of a thread: handing it over takes as long as a tenth of a picture.
 _TASK = 16
-
-Entry = dict[str, Any]  # a line of the manifest
-
-# What an entry has beside its record. That of a file that cannot be used has a "reason" instead.
-_OF_PICTURE = ("size", "mtime_ns", "sha256", "row")
 
 
 @dataclass(frozen=True)
@@ -97,7 +108,7 @@ class Store:
 
 def is_store(path: str | Path) -> bool:
     """Whether this is a folder with a store, finished or not."""
-    heads = (_read_head(Path(path, name)) for name in (MANIFEST, JOURNAL))
+    heads = (read_head(Path(path, name)) for name in (MANIFEST, JOURNAL))
     return any(str(head.get("format")).startswith("jaxear-images-") for head in heads)
 
 
@@ -113,34 +124,29 @@ def open_store(folder: str | Path) -> Store:
             f"{folder} is not finished. Give the command that began it once more: it goes on where "
             "it stopped."
         )
-    return _mapped(folder, _read_manifest(folder))
-
-
-def _mapped(folder: Path, manifest: dict[str, Any]) -> Store:
-    try:
-        settings = Settings(**manifest["settings"])
+    manifest = read_manifest(folder)
+    with damage_named(folder):
         root = Path(manifest["root"])
-        records = [_record(entry, root) for entry in manifest["records"]]
-        found: list[int | str] = [
-            entry["reason"] if "reason" in entry else int(entry["row"])
-            for entry in manifest["records"]
-        ]
-        side = settings.image_size
-        n_rows = (folder / PIXELS).stat().st_size // (side * side * 3)
-        rows = [row for row in found if isinstance(row, int)]
-        if rows and not (min(rows) >= 0 and max(rows) < n_rows):
-            raise ValueError(f"{PIXELS} holds {n_rows} pictures, too few")
-        shape = (n_rows, side, side, 3)
-        # An ordinary array over the mapped file: parts of it are then ordinary arrays, too.
-        pixels = (
-            np.asarray(np.memmap(folder / PIXELS, np.uint8, "r", shape=shape))
-            if n_rows
-            else np.empty(shape, np.uint8)
-        )
-    except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:
-        raise UserError(
-            f"{folder} is damaged ({error}). Delete it and prepare the images again."
-        ) from None
+        return _mapped(folder, manifest, [record_of(entry, root) for entry in manifest["records"]])
+
+
+def _mapped(folder: Path, manifest: dict[str, Any], records: list[Record]) -> Store:
+    settings = Settings(**manifest["settings"])
+    found: list[int | str] = [
+        entry["reason"] if "reason" in entry else int(entry["row"]) for entry in manifest["records"]
+    ]
+    side = settings.image_size
+    n_rows = (folder / PIXELS).stat().st_size // (side * side * 3)
+    rows = [row for row in found if isinstance(row, int)]
+    if rows and not (min(rows) >= 0 and max(rows) < n_rows):
+        raise ValueError(f"{PIXELS} holds {n_rows} pictures, too few")
+    shape = (n_rows, side, side, 3)
+    # An ordinary array over the mapped file: parts of it are then ordinary arrays, too.
+    pixels = (
+        np.asarray(np.memmap(folder / PIXELS, np.uint8, "r", shape=shape))
+        if n_rows
+        else np.empty(shape, np.uint8)
+    )
     return Store(folder, settings, records, found, pixels)
 
 
@@ -172,6 +178,10 @@ def prepare_store(
         UserError: the folder holds something else, or cannot be written.
     """
     folder = Path(folder)
+    records = [
+        r if r.path.is_absolute() else dataclasses.replace(r, path=Path(os.path.abspath(r.path)))
+        for r in records
+    ]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if {child.name for child in folder.iterdir()} - _OURS:
@@ -187,7 +197,8 @@ def prepare_store(
         else:
             what = error.strerror or str(error)
         raise UserError(f"Prepared images cannot be kept in {folder}: {what}.") from error
-    return _mapped(folder, manifest)
+    with damage_named(folder):
+        return _mapped(folder, manifest, records)
 
 
 @contextmanager
@@ -212,12 +223,12 @@ def _update(
     """Prepare what is new; returns the manifest that has been written."""
     head = {"format": FORMAT, "settings": dataclasses.asdict(settings), "root": str(root)}
     former = _former_entries(folder, settings)
-    entries = _entries(records, root)
-    old = [former.get(_identity(entry)) for entry in entries]
+    entries = make_entries(records, root)
+    old = [former.get(identity(entry)) for entry in entries]
     kept, todo = {}, []
     for i, (entry, before) in enumerate(zip(entries, old, strict=True)):
-        if before and "row" in before and _unchanged(before, records[i].path):
-            kept[i] = entry | {key: before[key] for key in _OF_PICTURE}
+        if before and "row" in before and is_unchanged(before, records[i].path):
+            kept[i] = entry | {key: before[key] for key in OF_PICTURE}
         else:
             todo.append(i)
     if todo:
@@ -233,11 +244,11 @@ def _update(
                     "%s: %s; the picture that was prepared of it before is used",
                     records[i].path, entry["reason"],
                 )  # fmt: skip
-                entry = entries[i] | {key: before[key] for key in _OF_PICTURE}
+                entry = entries[i] | {key: before[key] for key in OF_PICTURE}
             kept[i] = entry
     manifest = head | {"records": [kept[i] for i in range(len(records))]}
-    if not (folder / MANIFEST).exists() or _read_manifest(folder) != manifest:
-        _write_manifest(folder, manifest)
+    if not (folder / MANIFEST).exists() or read_manifest(folder) != manifest:
+        write_manifest(folder, manifest)
     (folder / JOURNAL).unlink(missing_ok=True)
     return manifest
 
@@ -258,13 +269,13 @@ def _prepare_rows(
     task = max(1, min(_TASK, _CHUNK_BYTES // n_bytes // 2, len(records) // (4 * workers)))
     ahead = max(2 * workers, 8 * _CHUNK_BYTES // (task * n_bytes))
     done: list[Entry] = []
-    _mend_journal(folder / JOURNAL)
+    mend_journal(folder / JOURNAL)
     pool = ThreadPoolExecutor(workers)
     with (folder / PIXELS).open("ab") as pixels, (folder / JOURNAL).open("ab") as journal:
         # What a program that was killed had written but not entered.
         pixels.truncate(n_rows * n_bytes)
         if not (folder / JOURNAL).stat().st_size:
-            _append(journal, head)
+            append_line(journal, head)
         n_entered, last = 0, time.monotonic()
         try:
             report(0, len(records))
@@ -281,10 +292,10 @@ def _prepare_rows(
                 report(len(done), len(records))
                 n_new = len(done) - n_entered
                 if n_new * n_bytes >= _CHUNK_BYTES or time.monotonic() - last > _CHUNK_SECONDS:
-                    _to_disk(pixels)  # before the journal says that they are there
-                    _append(journal, done[n_entered:])
+                    to_disk(pixels)  # before the journal says that they are there
+                    append_line(journal, done[n_entered:])
                     n_entered, last = len(done), time.monotonic()
-            _to_disk(pixels)  # before the manifest does
+            to_disk(pixels)  # before the manifest does
         finally:
             pool.shutdown(cancel_futures=True)
     return done
@@ -326,75 +337,24 @@ def _prepare_some(settings: Settings, records: list[Record]) -> tuple[np.ndarray
     return pictures[:n], found
 
 
-# Entries
-
-
-def _entries(records: Sequence[Record], root: Path) -> list[Entry]:
-    @cache  # it takes longer than all else of an entry
-    def prefix(folder: str) -> str:
-        return os.path.relpath(os.path.join(folder, "x"), root)[:-1]
-
-    entries = []
-    for record in records:
-        folder, name = os.path.split(record.path)
-        entries.append(
-            {
-                "path": prefix(folder) + name,
-                "subject": record.subject,
-                "side": record.side,
-                "box": None if record.box is None else list(record.box),
-                "view": record.view,
-            }
-        )
-    return entries
-
-
-def _record(entry: Entry, root: Path) -> Record:
-    box = entry["box"]
-    return Record(
-        path=root / entry["path"],
-        subject=str(entry["subject"]),
-        side=entry["side"],
-        box=None if box is None else (*map(float, box),),  # pyright: ignore
-        view=entry["view"],
-    )
-
-
-def _identity(entry: Entry) -> tuple:
-    """What makes two entries the same picture, if the file is the same."""
-    return entry["path"], tuple(entry["box"] or ()), entry["side"]
-
-
-def _unchanged(entry: Entry, path: Path) -> bool:
-    """Whether a file is the one that the entry's picture was made from."""
-    try:
-        status = path.stat()
-    except OSError:
-        return False  # what is wrong, reading it will tell
-    return (entry["size"], entry["mtime_ns"]) == (status.st_size, status.st_mtime_ns)
-
-
 def _former_entries(folder: Path, settings: Settings) -> dict[tuple, Entry]:
     """What a finished store and a journal hold, by identity."""
     entries: list[Entry] = []
-    for name in (MANIFEST, JOURNAL):
-        head = _read_head(folder / name)
-        if not head:
-            continue
-        if head.get("format") != FORMAT:
-            raise UserError(f"{folder} holds no images of this version of jaxear; delete it.")
-        if different := differences(
-            dataclasses.asdict(Settings(**head["settings"])), dataclasses.asdict(settings)
-        ):
-            raise UserError(
-                f"{folder} holds images prepared otherwise ({different}). Delete it, or give "
-                "another folder."
-            )
-        entries += _read_manifest(folder)["records"] if name == MANIFEST else head["records"]
-    try:
-        return {_identity(entry): entry for entry in entries}
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{folder} is damaged ({error}). Delete it and begin again.") from None
+    with damage_named(folder):
+        for name in (MANIFEST, JOURNAL):
+            head = read_head(folder / name)
+            if not head:
+                continue
+            if head.get("format") != FORMAT:
+                raise UserError(f"{folder} holds no images of this version of jaxear; delete it.")
+            stored = dataclasses.asdict(Settings(**head["settings"]))
+            if different := differences(stored, dataclasses.asdict(settings)):
+                raise UserError(
+                    f"{folder} holds images prepared otherwise ({different}). Delete it, or give "
+                    "another folder."
+                )
+            entries += head["records"]
+        return {identity(entry): entry for entry in entries}
 
 
 def differences(stored: dict[str, Any], wanted: dict[str, Any]) -> str:
@@ -404,61 +364,3 @@ def differences(stored: dict[str, Any], wanted: dict[str, Any]) -> str:
         for name, value in wanted.items()
         if stored.get(name) != value
     )
-
-
-# Files
-
-
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        if manifest["format"] == FORMAT:
-            return manifest
-        problem = f"its format is {manifest['format']!r}, not {FORMAT!r}"
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        problem = str(error)
-    raise UserError(
-        f"{folder / MANIFEST} cannot be read ({problem}). Delete the folder and prepare the images "
-        "again."
-    )
-
-
-def _read_head(path: Path) -> dict[str, Any]:
-    """A manifest, or a journal in the same form; {} where there is none or it is not ours."""
-    try:
-        lines = path.read_bytes().split(b"\n")
-        if path.name == MANIFEST:
-            head = json.loads(b"\n".join(lines))
-        else:
-            # What follows the last line break was being written when the program was killed.
-            head, *chunks = (json.loads(line) for line in lines[:-1])
-            head["records"] = [entry for chunk in chunks for entry in chunk]
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return head if isinstance(head, dict) else {}
-
-
-def _mend_journal(path: Path) -> None:
-    """Cut off what was being written when a program was killed."""
-    if _read_head(path):
-        os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    temporary = folder / f"{MANIFEST}.tmp"
-    with temporary.open("wb") as file:
-        file.write(json.dumps(manifest).encode())
-        _to_disk(file)
-    temporary.replace(folder / MANIFEST)
-
-
-def _append(journal: BinaryIO, line: dict[str, Any] | list[Entry]) -> None:
-    journal.write(json.dumps(line).encode() + b"\n")  # half the time of one by one
-    _to_disk(journal)
-
-
-def _to_disk(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())

@@ -8,11 +8,12 @@ import pytest
 from PIL import Image
 
 from jaxear.config import TrainConfig
+from jaxear.data.entries import MANIFEST
 from jaxear.data.images import COLOUR_SPREAD, PAD_COLOUR, normalize_colour, prepare_image
 from jaxear.data.pipeline import load_split
 from jaxear.data.records import Record
 from jaxear.data.sources import load_records
-from jaxear.data.store import MANIFEST, Settings, prepare_store
+from jaxear.data.store import Settings, prepare_store
 from jaxear.errors import UserError
 
 
