@@ -221,7 +221,11 @@ def _update(
     report: Callable[[int, int], None],
 ) -> dict[str, Any]:
     """Prepare what is new; returns the manifest that has been written."""
-    head = {"format": FORMAT, "settings": dataclasses.asdict(settings), "root": str(root)}
+    head = {
+        "format": FORMAT,
+        "settings": dataclasses.asdict(settings),
+        "root": os.path.abspath(root),
+    }
     former = _former_entries(folder, settings)
     entries = make_entries(records, root)
     old = [former.get(identity(entry)) for entry in entries]

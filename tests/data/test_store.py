@@ -89,6 +89,13 @@ def test_paths_are_relative_to_the_data(tmp_path):
     assert [entry["path"] for entry in manifest["records"]] == names
 
 
+def test_records_are_the_same_when_a_store_is_opened_again(photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(photos)
+    prepared = prepare(Path("../photos"), tmp_path / "cache")
+    assert prepared.records == open_store(tmp_path / "cache").records == load_records(photos)
+    assert prepared.found == open_store(tmp_path / "cache").found == list(range(N))
+
+
 def test_boxes_sides_and_views_come_back(tmp_path):
     Image.fromarray(corner_picture()).save(tmp_path / "x.png")
     (tmp_path / "list.csv").write_text(
@@ -147,6 +154,19 @@ def test_only_changed_and_new_files_are_decoded_again(photos, tmp_path, decoded)
     expected = [10, 20, 30, 200, 201, 50, 60, 70, 80, 90, 100, 110]
     assert [grey(after, i) for i in range(N)] == expected
     np.testing.assert_array_equal(reader.pixels, before)  # who reads it is not disturbed
+
+
+def test_a_file_that_changes_after_it_was_read_is_decoded_again(photos, tmp_path, monkeypatch):
+    def read_and_change(path):
+        found = read_file(path)
+        if path.parent.name == "007":
+            write_image(path, (40, 40), (222,) * 3)
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "read_file", read_and_change)
+        assert grey(prepare(photos, tmp_path / "cache"), 7) == 80
+    assert grey(prepare(photos, tmp_path / "cache"), 7) == 222
 
 
 def test_a_file_that_went_bad_keeps_its_picture_and_is_tried_again(
