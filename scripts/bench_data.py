@@ -14,9 +14,9 @@ picture came out upright and every file that is none was listed; and times prepa
     decode_resize   decode, then PIL's bicubic resize to 128 pixels and numpy.asarray
     decode_write    decode, and write and sync as many bytes as preparation; what memory for them
                     costs depends much on the machine
-in as many threads of the same kind of pool, each handed 16 files at a time as in preparation. They
-take turns on the same files; the figures are medians of the turns, and shares medians of the turns'
-ratios.
+in as many threads of the same kind of pool, each handed 16 files at a time as in preparation. Each
+is timed right after preparation of the same files, in turns; the figures are medians of the turns,
+and shares medians of the ratios of two that followed each other.
 """
 
 from __future__ import annotations
@@ -205,7 +205,9 @@ def decode_all(
             os.fsync(file.fileno())
 
 
-LOOPS = {
+Seconds = tuple[float, float]  # on the wall's clock, and of the processor
+
+LOOPS: dict[str, dict[str, bool]] = {
     "decode": {},
     "draft": {"draft": True},
     "decode_resize": {"resize": True},
@@ -218,29 +220,29 @@ def compare(folder: Path, records: list[Record], workers: int, turns: int) -> di
     wall-clock time, and (`cpu_share_of_...`) of the processor time of all threads, which says more
     on a machine that others use as well."""
     paths = [record.path for record in records]
-    works: dict[str, Callable[[str], Any]] = {
-        "prepare": lambda to: prepare_store(to, records, folder, Settings(SIDE), workers=workers)
-    }
-    for name, options in LOOPS.items():
-        works[name] = lambda to, options=options: decode_all(paths, workers, **options)
-    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in works}
+    pairs: dict[str, list[tuple[Seconds, Seconds]]] = {name: [] for name in LOOPS}
     for turn in range(turns + 1):
-        with tempfile.TemporaryDirectory() as cache:
-            for name, work in works.items():
-                start = time.perf_counter(), time.process_time()
-                work(cache)
-                if turn:  # the first fills the disk's cache
-                    end = time.perf_counter(), time.process_time()
-                    seconds[name].append((end[0] - start[0], end[1] - start[1]))
-    result = {
-        name: len(paths) / statistics.median(wall for wall, _ in values)
-        for name, values in seconds.items()
-    }
-    for name in LOOPS:
-        pairs = list(zip(seconds[name], seconds["prepare"], strict=True))
+        for name, options in LOOPS.items():
+            with tempfile.TemporaryDirectory() as cache:
+                prepared = timed(
+                    prepare_store, cache, records, folder, Settings(SIDE), workers=workers
+                )
+            looped = timed(decode_all, paths, workers, **options)
+            if turn:  # the first fills the disk's cache
+                pairs[name].append((prepared, looped))
+    walls = [prepared[0] for some in pairs.values() for prepared, _ in some]
+    result = {"prepare": len(paths) / statistics.median(walls)}
+    for name, some in pairs.items():
+        result[name] = len(paths) / statistics.median(looped[0] for _, looped in some)
         for i, share in enumerate(("share_of", "cpu_share_of")):
-            result[f"{share}_{name}"] = statistics.median(a[i] / b[i] for a, b in pairs)
+            result[f"{share}_{name}"] = statistics.median(b[i] / a[i] for a, b in some)
     return result
+
+
+def timed(work: Callable[..., Any], *args: Any, **options: Any) -> Seconds:
+    start = time.perf_counter(), time.process_time()
+    work(*args, **options)
+    return time.perf_counter() - start[0], time.process_time() - start[1]
 
 
 def show_speed(result: dict[str, Any]) -> str:
